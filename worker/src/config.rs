@@ -1,0 +1,85 @@
+//! What a worker is told at its start: one JSON document on standard input, because it carries a private key and
+//! neither an argument nor an environment variable may.
+//!
+//! Standard input stays open afterwards: its end is the launcher's end.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::WorkerId;
+
+/// Bytes of the document at the most: certificates, a command and an environment are a few KiB.
+pub const CONFIG_BYTES_MAX: u64 = 4 << 20;
+
+/// Everything that a worker needs to know and cannot find out itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerConfig {
+    /// The job's id, for people and logs.
+    pub job: String,
+    /// Unique among all jobs of all time.
+    pub job_uid: String,
+    /// Which worker this is.
+    pub worker: WorkerId,
+    /// Where the launcher's rendezvous listens.
+    pub launcher: SocketAddr,
+    /// The name in the launcher's certificate.
+    pub launcher_name: String,
+    /// Interface address that the store and the data plane bind.
+    pub bind: IpAddr,
+    /// Certificates; their `Debug` shows no key.
+    pub identity: datapath::transport::quic::tls::Identity,
+    /// The program.
+    pub run: RunConfig,
+    /// CPUs that this worker may use, split over its ranks; empty leaves the scheduler free.
+    pub cpus: Vec<u32>,
+    /// What to feed; none for a job without data.
+    pub data: Option<DataConfig>,
+    /// Where the ranks' logs go (`rank-<r>.log`).
+    pub log_folder: PathBuf,
+    /// Handed to the ranks as `SLIPWAY_CHECKPOINT_DIR`.
+    pub checkpoint_folder: PathBuf,
+    /// Put in front of the ranks' `PYTHONPATH`.
+    pub python_folder: PathBuf,
+    /// No acknowledged step (or, without data, no end of start-up) for this long is a hang; none: never.
+    pub hang_ms: Option<u64>,
+}
+
+/// The program and its surroundings.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Program and arguments, not empty.
+    pub command: Vec<String>,
+    /// Added to the environment that the launcher was started in.
+    pub env: BTreeMap<String, String>,
+    /// Where the ranks run.
+    pub workdir: PathBuf,
+    /// Processes of this worker.
+    pub ranks_per_worker: u32,
+}
+
+/// The data set and its order.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// A store's URL.
+    pub source: String,
+    /// The manifest that the launcher resolved, on this host.
+    pub manifest: PathBuf,
+    /// What the manifest's digest must be, in hex.
+    pub digest: String,
+    /// The order.
+    pub order: datapath::order::OrderSpec,
+    /// Epochs of the job.
+    pub epochs: u64,
+    /// Which lanes may be used.
+    pub transport: datapath::select::TransportPolicy,
+    /// Batches in flight per rank.
+    pub slots: u32,
+    /// Bytes of chunks that this worker may hold.
+    pub cache_bytes: u64,
+}
