@@ -1,1 +1,11 @@
-//! Placeholder until the first module lands.
+//! Datasets, memory and transports: the way of a training sample from its store into the trainer's memory.
+//!
+//! Knows no job, no rank and no Kubernetes. Reading order: `dataset`, `order`, `store`, `memory`, `cache`, `wire`,
+//! `session`, `select`, `transport`, `loader`, `ring`, `handoff`.
+
+pub mod counters;
+pub mod order;
+pub mod select;
+pub mod transport;
+
+pub use counters::Counters;

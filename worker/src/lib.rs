@@ -1,1 +1,8 @@
-//! Placeholder until the first module lands.
+//! One host's agent: joins the rendezvous, runs ranks, serves PyTorch's store, feeds the trainers.
+//!
+//! Knows no Kubernetes API. Reading order: `units`, `config`, `rendezvous`, `host`, `affinity`, `torch_store`,
+//! `supervisor`, `evidence`, `telemetry`, `agent`.
+
+pub mod config;
+pub mod rendezvous;
+pub mod units;

@@ -334,7 +334,9 @@ pub enum FrameError {
     #[error("parse a frame")]
     Malformed(#[from] serde_json::Error),
     /// The peer speaks another version.
-    #[error("speak protocol version {theirs} (this is version {PROTOCOL_VERSION}: use the same release on all hosts)")]
+    #[error(
+        "speak protocol version {theirs} (this is version {PROTOCOL_VERSION}: use the same release on all hosts)"
+    )]
     Version {
         /// What the peer said.
         theirs: u16,

@@ -1,0 +1,45 @@
+//! What a data plane has done since its start, as numbers that only grow.
+
+use std::ops::AddAssign;
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Counts since a data plane's start.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl AddAssign for Counters {
+            fn add_assign(&mut self, other: Self) {
+                $(self.$name = self.$name.saturating_add(other.$name);)*
+            }
+        }
+    };
+}
+
+counters! {
+    /// Bytes read from the store.
+    store_bytes,
+    /// Reads from the store.
+    store_reads,
+    /// Sample bytes that came out of this worker's own cache.
+    local_bytes,
+    /// Sample bytes received from other owners over QUIC.
+    quic_in_bytes,
+    /// Sample bytes sent to other workers over QUIC.
+    quic_out_bytes,
+    /// Requests that were asked again.
+    retries,
+    /// Chunks found in the cache.
+    cache_hits,
+    /// Chunks dropped under pressure before all consumers had passed them.
+    cache_evictions,
+    /// Nanoseconds that feeds waited for a free slot (the trainer is slower than the data).
+    slot_wait_ns,
+    /// Batches published.
+    batches,
+}

@@ -1,0 +1,3 @@
+//! Lanes: ways for bytes between two workers.
+
+pub mod quic;

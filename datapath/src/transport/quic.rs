@@ -1,0 +1,3 @@
+//! The QUIC lane.
+
+pub mod tls;
