@@ -1,0 +1,81 @@
+//! What a job may leave behind: nothing but its folder. Processes are found by the cookie that every one of them
+//! carries in its environment, sockets and memory by what the kernel lists.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::program::User;
+
+/// Leftovers are looked for until none is there, no longer than this: an orphan may need a moment to be reaped.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Fails the story if anything of this user's jobs is still there.
+pub fn assert_none(user: &User) {
+    let deadline = now() + PATIENCE;
+    loop {
+        let found = find(user);
+        if found.is_empty() {
+            return;
+        }
+        assert!(now() < deadline, "left behind after {PATIENCE:?}:\n{}", found.join("\n"));
+        pause();
+    }
+}
+
+/// Each leftover, one line.
+#[must_use]
+pub fn find(user: &User) -> Vec<String> {
+    let mut found = processes(user);
+    if let Ok(folder) = std::fs::read_dir(user.tmp()) {
+        found.extend(folder.flatten().map(|entry| format!("temporary file {}", entry.path().display())));
+    }
+    if let Ok(folder) = std::fs::read_dir("/dev/shm") {
+        let ours = folder.flatten().filter(|entry| entry.file_name().to_string_lossy().contains("slipway"));
+        found.extend(ours.map(|entry| format!("shared memory {}", entry.path().display())));
+    }
+    found
+}
+
+/// Processes whose environment names this user's state folder.
+#[must_use]
+pub fn processes(user: &User) -> Vec<String> {
+    let home = format!("SLIPWAY_HOME={}", user.state().display());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let path = entry.path();
+        let Ok(environment) = std::fs::read(path.join("environ")) else { continue };
+        if environment.split(|byte| *byte == 0).any(|variable| variable == home.as_bytes()) && !is_zombie(&path) {
+            let command = std::fs::read(path.join("cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            found.push(format!("process {} {command}", entry.file_name().to_string_lossy()));
+        }
+    }
+    found
+}
+
+/// Process ids among this user's whose command line contains this.
+#[must_use]
+pub fn pids(user: &User, command_contains: &str) -> Vec<u32> {
+    let lines = processes(user);
+    let matching = lines.iter().filter(|line| line.contains(command_contains));
+    matching.filter_map(|line| line.split(' ').nth(1)?.parse().ok()).collect()
+}
+
+fn is_zombie(process: &Path) -> bool {
+    let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+    // The state is the field after the command's closing parenthesis (proc_pid_stat(5)).
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z') || rest.starts_with('X'))
+}
+
+/// The harness's clock.
+#[expect(clippy::disallowed_methods, reason = "a harness watches real processes in real time")]
+#[must_use]
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// Between two looks.
+#[expect(clippy::disallowed_methods, reason = "processes of others are polled; there is nothing to wait on")]
+pub fn pause() {
+    std::thread::sleep(Duration::from_millis(5));
+}
