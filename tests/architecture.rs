@@ -40,12 +40,26 @@ const PURE: &[&str] = &[
 
 /// What a pure file does not name.
 const IMPURE: &[&str] = &[
-    "tokio::", "quinn::", "kube::", "rustix::", "mio::", "std::fs", "std::process", "std::thread", "std::env",
-    "std::net::Tcp", "std::net::Udp", "std::os::", "Instant::now", "SystemTime::now", "std::io::stdin",
+    "tokio::",
+    "quinn::",
+    "kube::",
+    "rustix::",
+    "mio::",
+    "std::fs",
+    "std::process",
+    "std::thread",
+    "std::env",
+    "std::net::Tcp",
+    "std::net::Udp",
+    "std::os::",
+    "Instant::now",
+    "SystemTime::now",
+    "std::io::stdin",
 ];
 
 /// The only files with `unsafe`, besides those in memory/: each touches foreign memory or foreign functions.
-const UNSAFE: &[&str] = &["datapath/src/memory.rs", "datapath/src/memory/", "datapath/src/ring.rs", "worker/src/process.rs"];
+const UNSAFE: &[&str] =
+    &["datapath/src/memory.rs", "datapath/src/memory/", "datapath/src/ring.rs", "worker/src/process.rs"];
 
 #[test]
 fn imports_point_from_launcher_to_worker_to_datapath() {
@@ -78,7 +92,8 @@ fn pure_files_do_no_io_and_read_no_clock() {
     }
     let mut faults = Vec::new();
     for (path, text) in &files {
-        let is_pure = PURE.iter().any(|entry| path == entry || entry.ends_with('/') && path.starts_with(entry));
+        let is_pure =
+            PURE.iter().any(|entry| path == entry || entry.ends_with('/') && path.starts_with(entry));
         if !is_pure || is_test_file(path) {
             continue;
         }
@@ -116,11 +131,13 @@ fn every_file_says_what_it_is_for_and_stays_short() {
 fn unsafe_lives_in_the_named_files() {
     let mut faults = Vec::new();
     for (path, text) in rust_files() {
-        let is_named = UNSAFE.iter().any(|entry| path == *entry || entry.ends_with('/') && path.starts_with(entry));
+        let is_named =
+            UNSAFE.iter().any(|entry| path == *entry || entry.ends_with('/') && path.starts_with(entry));
         if is_named || path == "tests/architecture.rs" {
             continue;
         }
-        let found = code_lines(&text).filter(|(_, line)| line.contains("unsafe {") || line.contains("unsafe impl"));
+        let found =
+            code_lines(&text).filter(|(_, line)| line.contains("unsafe {") || line.contains("unsafe impl"));
         faults.extend(found.map(|(number, _)| format!("{path}:{number}")));
     }
     assert_none("unsafe outside the files that are named for it", &faults);

@@ -44,7 +44,9 @@ pub fn processes(user: &User) -> Vec<String> {
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let path = entry.path();
         let Ok(environment) = std::fs::read(path.join("environ")) else { continue };
-        if environment.split(|byte| *byte == 0).any(|variable| variable == home.as_bytes()) && !is_zombie(&path) {
+        if environment.split(|byte| *byte == 0).any(|variable| variable == home.as_bytes())
+            && !is_zombie(&path)
+        {
             let command = std::fs::read(path.join("cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
             found.push(format!("process {} {command}", entry.file_name().to_string_lossy()));

@@ -118,7 +118,8 @@ impl User {
     #[must_use]
     pub fn jobs(&self) -> Vec<String> {
         let Ok(folder) = std::fs::read_dir(self.state().join("jobs")) else { return Vec::new() };
-        let mut names: Vec<_> = folder.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> =
+            folder.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -189,7 +190,10 @@ impl Finished {
     #[must_use]
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| {
-            panic!("{}: no JSON on stdout: {error}\n{}\n--- stderr\n{}", self.command, self.stdout, self.stderr)
+            panic!(
+                "{}: no JSON on stdout: {error}\n{}\n--- stderr\n{}",
+                self.command, self.stdout, self.stderr
+            )
         })
     }
 }

@@ -1,0 +1,28 @@
+//! Stories: each drives the built program as a user would and looks at what comes out.
+//!
+//! `cargo test -p tests --test stories [NAME]`. Each is a plain function that panics when it fails; the list below
+//! is the table of contents.
+
+#![expect(clippy::unwrap_used, reason = "a story fails by panicking")]
+
+mod train;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> std::process::ExitCode {
+    let mut arguments = Arguments::from_args();
+    // A story is several processes already; two at a time keep a small machine busy and not drowned.
+    arguments.test_threads = Some(arguments.test_threads.unwrap_or(2));
+    let stories: Vec<Trial> = [train::STORIES].concat().into_iter().map(trial).collect();
+    libtest_mimic::run(&arguments, stories).exit_code()
+}
+
+/// A story's name and what it does.
+type Story = (&'static str, fn());
+
+fn trial((name, story): Story) -> Trial {
+    Trial::test(name, move || {
+        story();
+        Ok(())
+    })
+}
