@@ -4,6 +4,7 @@
 //! Standard input stays open afterwards: its end is the launcher's end.
 
 use std::collections::BTreeMap;
+use std::io::{self, BufRead};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -82,4 +83,56 @@ pub struct DataConfig {
     pub slots: u32,
     /// Bytes of chunks that this worker may hold.
     pub cache_bytes: u64,
+}
+
+/// Why a worker has no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Standard input failed.
+    #[error("read the configuration from standard input")]
+    Read(#[source] io::Error),
+    /// Longer than [`CONFIG_BYTES_MAX`].
+    #[error("accept a configuration of more than {CONFIG_BYTES_MAX} bytes")]
+    TooLong,
+    /// Not the JSON of a [`WorkerConfig`]. The text is not shown: it holds a key.
+    #[error("parse the configuration (launcher and worker must be of one release)")]
+    Malformed(#[source] serde_json::Error),
+    /// Nothing to run.
+    #[error("accept a configuration {what}")]
+    Invalid {
+        /// What is wrong.
+        what: &'static str,
+    },
+}
+
+impl WorkerConfig {
+    /// Reads one line of JSON and leaves what follows it unread.
+    ///
+    /// # Errors
+    /// When there is no line, it is too long, or it does not say what to run.
+    pub fn read(input: &mut impl BufRead) -> Result<Self, ConfigError> {
+        let mut line = Vec::new();
+        let mut bounded = io::Read::take(input, CONFIG_BYTES_MAX);
+        bounded.read_until(b'\n', &mut line).map_err(ConfigError::Read)?;
+        if bounded.limit() == 0 && line.last() != Some(&b'\n') {
+            return Err(ConfigError::TooLong);
+        }
+        let config: Self = serde_json::from_slice(&line).map_err(ConfigError::Malformed)?;
+        if config.run.command.is_empty() {
+            return Err(ConfigError::Invalid { what: "without a command" });
+        }
+        Ok(config)
+    }
+}
+
+/// An error and its sources on one line, for logs.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        next = source.source();
+    }
+    text
 }

@@ -3,6 +3,12 @@
 //! Knows no Kubernetes API. Reading order: `units`, `config`, `rendezvous`, `host`, `affinity`, `torch_store`,
 //! `supervisor`, `evidence`, `telemetry`, `agent`.
 
+pub mod agent;
 pub mod config;
+pub mod environment;
 pub mod rendezvous;
+pub mod sweep;
+pub mod telemetry;
 pub mod units;
+
+pub use agent::run;

@@ -15,6 +15,10 @@
 //!   Fenced(g)                                 ->            Fencing(g) -> Gathering(g+1) | Failed
 //!                                   <- Finish
 //! ```
+//! The worker opens one bidirectional stream per connection and both sides send frames on it, `Register` and
+//! `Welcome` first. After a reconnect the worker says again what it has said of its current generation (`Ready` to
+//! `Fenced`, and the progress of its last lease): the launcher counts a rank's step once, by its number.
+//!
 //! A frame is `u32` little-endian length, then that many bytes of JSON: `{"v":1,"body":…}`. Unknown fields are
 //! ignored, so that a newer peer may add some; an unknown version or kind is refused.
 
