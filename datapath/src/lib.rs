@@ -4,8 +4,12 @@
 //! `session`, `select`, `transport`, `loader`, `ring`, `handoff`.
 
 pub mod counters;
+pub mod fault;
+pub mod memory;
 pub mod order;
 pub mod select;
+#[cfg(test)]
+mod testing;
 pub mod transport;
 
 pub use counters::Counters;

@@ -1,0 +1,31 @@
+//! What is wrong with data, said so that a user can act on it (pure).
+
+use serde::{Deserialize, Serialize};
+
+/// A sample's or chunk's bytes are not what the manifest says.
+pub const CRC_MISMATCH: &str = "crc_mismatch";
+/// A shard ends before the manifest says.
+pub const SHORT_READ: &str = "short_read";
+/// A shard is not there.
+pub const NOT_FOUND: &str = "not_found";
+/// The store could not be read for another reason.
+pub const STORE_FAILED: &str = "store_failed";
+/// No worker could deliver the chunk.
+pub const PEER_GONE: &str = "peer_gone";
+
+/// One thing that keeps a feed from going on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataFault {
+    /// The shard's name.
+    pub shard: String,
+    /// The chunk's number.
+    pub chunk: u32,
+    /// The sample's number, when it is about one.
+    pub sample: Option<u64>,
+    /// A stable word: one of this module's constants.
+    pub reason: String,
+    /// What is wrong, for people.
+    pub message: String,
+    /// What to do about it.
+    pub hint: String,
+}

@@ -1,0 +1,1 @@
+//! Memory of this host that another process maps: a sealed memfd.
