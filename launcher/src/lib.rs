@@ -1,1 +1,10 @@
-//! Placeholder until the first module lands.
+//! The control plane and the command line: from a job file to a running gang of workers.
+//!
+//! Reading order: `job` (what a user writes, checked), `backend` (where jobs run, and what is known of them),
+//! `cli` (the words of the command line), `commands` (one function per verb), `output` (how things are shown),
+//! `config` (environment, read once), `error` (what a user sees when it fails, and the exit codes).
+
+pub mod backend;
+pub mod config;
+pub mod error;
+pub mod job;

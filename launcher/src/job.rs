@@ -1,0 +1,170 @@
+//! What a user writes, and the checked [`Job`] that everything else works on (pure).
+//!
+//! ```text
+//! text -> source (nodes with places) -> schema (shape) -> TrainingJob -> validate (sense) -> Job
+//! ```
+//! Each arrow gathers every fault that it can see before it gives up, each with its place, its path and a hint.
+//! Behind [`Job`] nothing is checked again: its units are types and its numbers are in range.
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use datapath::order::OrderSpec;
+use datapath::select::TransportPolicy;
+use serde::{Deserialize, Serialize};
+
+pub mod spec;
+pub mod units;
+
+use spec::{DataMemory, DtypeSpec, Framework, Locality, Rack, Strategy};
+use units::{Bytes, GpuMode};
+
+/// A job that makes sense: the result of parsing, and what `job.json` in a job's folder holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Job {
+    /// A DNS label.
+    pub name: String,
+    /// Free labels.
+    pub labels: BTreeMap<String, String>,
+    /// How many workers.
+    pub workers: Workers,
+    /// The program.
+    pub run: Run,
+    /// What each worker needs.
+    pub resources: Resources,
+    /// Where the workers go.
+    pub placement: Placement,
+    /// What the ranks are fed; none: nothing.
+    pub data: Option<Data>,
+    /// What happens when a rank fails.
+    pub restarts: Restarts,
+    /// No step for this long is a hang; none: never.
+    pub hang_timeout: Option<Duration>,
+    /// The batch queue; none: no queue.
+    pub queue: Option<Queue>,
+}
+
+impl Job {
+    /// Ranks of all workers together, when all of them are there.
+    #[must_use]
+    pub fn ranks(&self) -> NonZeroU32 {
+        let ranks = self.workers.count.get().saturating_mul(self.run.ranks_per_worker.get());
+        NonZeroU32::new(ranks).unwrap_or(NonZeroU32::MIN)
+    }
+}
+
+/// How many workers: `min <= count`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Workers {
+    /// Workers with ranks.
+    pub count: NonZeroU32,
+    /// The job goes on with as few as this.
+    pub min: NonZeroU32,
+    /// Workers held warm.
+    pub spares: u32,
+}
+
+/// The program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Run {
+    /// Program and arguments; not empty, and no part holds a NUL byte.
+    pub command: Vec<String>,
+    /// Names without `=` and NUL, none of those that Slipway sets.
+    pub env: BTreeMap<String, String>,
+    /// Absolute.
+    pub workdir: PathBuf,
+    /// Ranks of each worker.
+    pub ranks_per_worker: NonZeroU32,
+    /// What it joins with.
+    pub framework: Framework,
+}
+
+/// What each worker needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Resources {
+    /// GPUs.
+    pub gpus: u32,
+    /// How they are had.
+    pub gpu_mode: GpuMode,
+    /// NICs that can do RDMA.
+    pub nics: u32,
+    /// Whole CPUs, bound; none: not bound.
+    pub cpus: Option<NonZeroU32>,
+    /// Memory; none: no request.
+    pub memory: Option<Bytes>,
+    /// Huge pages; none: those that are free.
+    pub hugepages: Option<Bytes>,
+    /// How close all of that must lie.
+    pub locality: Locality,
+}
+
+/// Where the workers go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Placement {
+    /// On few hosts, or on many.
+    pub strategy: Strategy,
+    /// Whether all lie in one rack.
+    pub rack: Rack,
+    /// Hosts that are not used.
+    pub exclude: Vec<String>,
+}
+
+/// What the ranks are fed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Data {
+    /// An absolute path or a store's URL.
+    pub source: String,
+    /// The order; its global batch is no smaller than the number of ranks.
+    pub order: OrderSpec,
+    /// How often the data is gone through.
+    pub epochs: NonZeroU64,
+    /// Where batches are laid.
+    pub memory: DataMemory,
+    /// Which lanes may be used.
+    pub transport: TransportPolicy,
+    /// The records of `.bin` files.
+    pub record: Option<Record>,
+}
+
+/// Fixed-size records of a file without a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Record {
+    /// One item.
+    pub dtype: DtypeSpec,
+    /// Items of one record.
+    pub items: NonZeroU32,
+}
+
+/// What happens when a rank fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Restarts {
+    /// Restarts within the window.
+    pub max: u32,
+    /// Older ones are forgotten.
+    pub window: Duration,
+    /// Before the first; doubles up to [`BACKOFF_MAX`].
+    pub backoff: Duration,
+}
+
+/// The longest wait before a restart: longer ones only waste the gang's hosts.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(60);
+
+/// The batch queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Queue {
+    /// The queue.
+    pub name: String,
+    /// A priority class.
+    pub priority: Option<String>,
+}
