@@ -15,6 +15,6 @@ import json, sys
 
 summary = json.load(open(sys.argv[1]))
 print(json.dumps(summary, indent=1))
-accuracy = summary["metrics"]["accuracy"]
+accuracy = summary["summary"]["reported"]["accuracy"]
 assert accuracy >= 0.92, f"accuracy {accuracy} < 0.92"
 PYTHON

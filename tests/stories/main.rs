@@ -5,6 +5,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a story fails by panicking")]
 
+mod faults;
+mod order;
 mod train;
 
 use libtest_mimic::{Arguments, Trial};
@@ -13,7 +15,8 @@ fn main() -> std::process::ExitCode {
     let mut arguments = Arguments::from_args();
     // A story is several processes already; two at a time keep a small machine busy and not drowned.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(2));
-    let stories: Vec<Trial> = [train::STORIES].concat().into_iter().map(trial).collect();
+    let stories: Vec<Trial> =
+        [train::STORIES, order::STORIES, faults::STORIES].concat().into_iter().map(trial).collect();
     libtest_mimic::run(&arguments, stories).exit_code()
 }
 
