@@ -163,7 +163,6 @@ impl Finished {
     }
 
     /// Fails the story, showing everything, unless the exit code is this.
-    #[must_use]
     pub fn code(self, expected: i32) -> Self {
         assert_eq!(
             self.code, expected,
@@ -174,7 +173,6 @@ impl Finished {
     }
 
     /// Fails the story unless standard error contains this.
-    #[must_use]
     pub fn says(self, text: &str) -> Self {
         assert!(
             self.stderr.contains(text),

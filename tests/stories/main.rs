@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a story fails by panicking")]
 
+mod bad_input;
 mod faults;
 mod order;
 mod train;
@@ -15,8 +16,11 @@ fn main() -> std::process::ExitCode {
     let mut arguments = Arguments::from_args();
     // A story is several processes already; two at a time keep a small machine busy and not drowned.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(2));
-    let stories: Vec<Trial> =
-        [train::STORIES, order::STORIES, faults::STORIES].concat().into_iter().map(trial).collect();
+    let stories: Vec<Trial> = [train::STORIES, order::STORIES, faults::STORIES, bad_input::STORIES]
+        .concat()
+        .into_iter()
+        .map(trial)
+        .collect();
     libtest_mimic::run(&arguments, stories).exit_code()
 }
 
