@@ -4,10 +4,13 @@
 //! `session`, `select`, `transport`, `loader`, `ring`, `handoff`.
 
 pub mod counters;
+pub mod dataset;
 pub mod fault;
+pub mod integrity;
 pub mod memory;
 pub mod order;
 pub mod select;
+pub mod store;
 #[cfg(test)]
 mod testing;
 pub mod transport;

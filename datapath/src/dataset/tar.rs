@@ -1,0 +1,1 @@
+//! Tar archives, read as a stream (pure).
