@@ -3,10 +3,15 @@
 //! Knows no Kubernetes API. Reading order: `units`, `config`, `rendezvous`, `host`, `affinity`, `torch_store`,
 //! `supervisor`, `evidence`, `telemetry`, `agent`.
 
+pub mod affinity;
 pub mod agent;
 pub mod config;
 pub mod environment;
+pub mod evidence;
+pub mod host;
+mod process;
 pub mod rendezvous;
+pub mod supervisor;
 pub mod sweep;
 pub mod telemetry;
 pub mod units;
