@@ -14,6 +14,7 @@ pub mod rendezvous;
 pub mod supervisor;
 pub mod sweep;
 pub mod telemetry;
+pub mod torch_store;
 pub mod units;
 
 pub use agent::run;
