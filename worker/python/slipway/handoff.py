@@ -94,10 +94,7 @@ class Connection:
 
     def receive_fields(self) -> typing.Tuple[int, int, int, int, int]:
         """As ``receive``, without the cost of naming the fields: this runs once per batch."""
-        try:
-            length = self._socket.recv_into(self._packet)
-        except OSError as error:
-            raise self._gone(error) from error
+        length = self._read()
         if length != DESCRIPTOR.size:
             if length == 0:
                 raise self._gone(None)
@@ -204,17 +201,27 @@ class Connection:
     def _read_fault(self) -> SlipwayError:
         """The fault whose descriptor has just been read."""
         try:
-            length = self._socket.recv_into(self._packet)
+            length = self._read()
             return _as_fault(_decode(bytes(self._packet[:length]))) if length else self._gone(None)
-        except OSError as error:
-            return self._gone(error)
-        except ProtocolError as error:
+        except SlipwayError as error:
             return error
+
+    def _read(self) -> int:
+        """Reads one packet and returns its bytes; 0 at the end of the connection."""
+        try:
+            return self._socket.recv_into(self._packet)
+        except ConnectionResetError:
+            # A peer that closes over unread packets resets the connection; the error comes once, before what it sent.
+            try:
+                return self._socket.recv_into(self._packet)
+            except OSError as error:
+                raise self._gone(error) from error
+        except OSError as error:
+            raise self._gone(error) from error
 
     def _gone(self, cause: typing.Optional[OSError]) -> SlipwayError:
         """Why the connection ended: the sidecar's last word, if there is one among the packets that still wait."""
         if cause is not None:
-            # A peer that closed over unread packets resets the connection: the error comes before what it sent.
             try:
                 self._socket.setblocking(False)
                 for _ in range(_LAST_PACKETS_MAX):
