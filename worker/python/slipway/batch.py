@@ -91,7 +91,7 @@ class Batch:
         return [True] * self.real + [False] * (self._count - self.real)
 
     @property
-    def ids(self) -> memoryview:
+    def sample_ids(self) -> memoryview:
         """The samples' numbers in the data set, as a view of unsigned 64-bit integers."""
         return self._view(HEADER.size, 8 * self._count, "Q")
 

@@ -10,6 +10,9 @@ import typing
 
 from .errors import SlipwayError
 
+if typing.TYPE_CHECKING:
+    import pathlib
+
 DATA_SOCKET = "SLIPWAY_DATA_SOCKET"
 """Abstract unix socket, without the leading NUL, on which the sidecar hands over batches."""
 CHECKPOINT_DIR = "SLIPWAY_CHECKPOINT_DIR"
@@ -68,9 +71,11 @@ class Job:
         return self._integer(START_STEP, 0)
 
     @property
-    def checkpoint_dir(self) -> str:
+    def checkpoint_dir(self) -> pathlib.Path:
         """A folder that outlives the generations of the job; ``checkpoints`` outside of a job."""
-        return self._environ.get(CHECKPOINT_DIR, "checkpoints")
+        import pathlib
+
+        return pathlib.Path(self._environ.get(CHECKPOINT_DIR, "checkpoints"))
 
     @property
     def store_address(self) -> typing.Optional[typing.Tuple[str, int]]:

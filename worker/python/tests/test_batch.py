@@ -43,12 +43,12 @@ class Files(FeedTest):
         sidecar = self.sidecar()
         sidecar.batch_size = sidecar.real = 0
         batch = next(self.loader(sidecar))
-        self.assertEqual((len(batch), batch.samples, batch.field("img"), list(batch.ids)), (0, [], [], []))
+        self.assertEqual((len(batch), batch.samples, batch.field("img"), list(batch.sample_ids)), (0, [], [], []))
 
     def test_views_end_with_the_step(self) -> None:
         loader = self.loader(self.sidecar())
         batch = next(loader)
-        views = [batch.ids, batch.payload, batch.samples[1]["img"], batch.field("cls")[0]]
+        views = [batch.sample_ids, batch.payload, batch.samples[1]["img"], batch.field("cls")[0]]
         kept = bytes(batch.samples[1]["img"])
         next(loader)
         for view in views:
@@ -56,7 +56,7 @@ class Files(FeedTest):
             with self.assertRaises(ValueError):
                 view.tolist()
         uses: typing.List[typing.Callable[[], object]] = [
-            lambda: batch.samples, lambda: batch.ids, lambda: batch.payload, lambda: batch.field("img")
+            lambda: batch.samples, lambda: batch.sample_ids, lambda: batch.payload, lambda: batch.field("img")
         ]
         for use in uses:
             with self.assertRaisesRegex(errors.BatchReleased, "step 0 was acknowledged"):

@@ -41,7 +41,7 @@ class Reading(FeedTest):
         sidecar = self.sidecar()
         with slipway.loader(sidecar.name) as loader:
             self.assertEqual((len(loader), loader.steps_per_epoch, loader.epochs), (20, 10, 2))
-            steps = [(batch.step, batch.epoch, list(batch.ids)) for batch in loader]
+            steps = [(batch.step, batch.epoch, list(batch.sample_ids)) for batch in loader]
         self.assertEqual(steps, [(s, s // 10, list(range(4 * s, 4 * s + 4))) for s in range(20)])
         self.assertTrue(sidecar.detached.acquire(timeout=10))
         self.assertEqual([step for kind, _, step in sidecar.received if kind == handoff.ACKNOWLEDGE], list(range(20)))
@@ -93,7 +93,7 @@ class Committing(FeedTest):
         next(loader), next(loader)
         batch = next(loader)
         loader.commit(2)
-        self.assertEqual(list(batch.ids), [8, 9, 10, 11])
+        self.assertEqual(list(batch.sample_ids), [8, 9, 10, 11])
         for impossible in (-1, 4):
             with self.assertRaises(ValueError):
                 loader.commit(impossible)

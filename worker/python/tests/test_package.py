@@ -45,7 +45,7 @@ class Environment(unittest.TestCase):
     def test_a_program_that_runs_alone(self) -> None:
         job = Job({})
         self.assertEqual((job.rank, job.world_size, job.local_rank, job.generation, job.start_step), (0, 1, 0, 0, 0))
-        self.assertEqual((job.checkpoint_dir, job.store_address, job.name), ("checkpoints", None, ""))
+        self.assertEqual((str(job.checkpoint_dir), job.store_address, job.name), ("checkpoints", None, ""))
 
     def test_a_rank(self) -> None:
         job = Job({
@@ -55,7 +55,8 @@ class Environment(unittest.TestCase):
         })
         self.assertEqual((job.rank, job.world_size, job.local_rank, job.local_world_size), (3, 4, 1, 2))
         self.assertEqual((job.generation, job.restarts, job.start_step), (5, 2, 70))
-        self.assertEqual((job.checkpoint_dir, job.store_address, job.name, job.uid), ("/c", ("::1", 29500), "digits-1a2b", "u"))
+        self.assertEqual((job.checkpoint_dir, job.store_address), (pathlib.Path("/c"), ("::1", 29500)))
+        self.assertEqual((job.name, job.uid), ("digits-1a2b", "u"))
 
     def test_numbers_that_are_none(self) -> None:
         for value in ("x", "-1", "1.5"):
