@@ -8,3 +8,4 @@ pub mod backend;
 pub mod config;
 pub mod error;
 pub mod job;
+pub mod rendezvous;

@@ -1,0 +1,340 @@
+//! What the ranks of one generation have acknowledged and committed (pure).
+//!
+//! A step counts when all ranks have acknowledged it; the committed step is the minimum over the ranks. A new
+//! generation starts from the committed step, so whatever lies behind it is forgotten and comes again.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+
+use datapath::order::OrderDigest;
+use serde::{Deserialize, Serialize};
+use worker::rendezvous::message::{ConsumedStep, RankProgress};
+use worker::units::{Rank, Step};
+
+/// Steps that are kept one by one until a commit covers them: about 16 MiB. Older ones are kept as one sum, and a
+/// commit that falls inside that sum is not taken.
+const UNCOMMITTED_STEPS_MAX: usize = 1 << 18;
+/// Steps that some ranks have acknowledged and others not: how far ranks may drift apart. About 8 MiB.
+const OPEN_STEPS_MAX: usize = 1 << 17;
+/// Names of reported values per rank: what fits a summary.
+const REPORTED_NAMES_MAX: usize = 64;
+
+/// Sums over steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Steps that all ranks acknowledged.
+    pub steps: u64,
+    /// Their samples, without padding.
+    pub samples: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The order digest over them.
+    pub digest: OrderDigest,
+}
+
+impl Totals {
+    fn add(&mut self, other: &Self) {
+        self.steps += other.steps;
+        self.samples = self.samples.saturating_add(other.samples);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.digest.merge(other.digest);
+    }
+}
+
+/// What lies below the committed step, and so never comes again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settled {
+    /// Sums over all of it.
+    pub totals: Totals,
+    /// The order digest of each epoch; empty without data.
+    pub epochs: BTreeMap<u64, OrderDigest>,
+}
+
+impl Settled {
+    fn add(&mut self, epoch: Option<u64>, sums: &Totals) {
+        self.totals.add(sums);
+        if let Some(epoch) = epoch {
+            self.epochs.entry(epoch).or_default().merge(sums.digest);
+        }
+    }
+
+    fn add_all(&mut self, other: &Self) {
+        self.totals.add(&other.totals);
+        for (epoch, digest) in &other.epochs {
+            self.epochs.entry(*epoch).or_default().merge(*digest);
+        }
+    }
+}
+
+/// What ranks have consumed, whether or not it had to be done again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Work {
+    /// Samples, without padding.
+    pub samples: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// One rank's position, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RankPosition {
+    /// The next step that it has not acknowledged.
+    pub step: Step,
+    /// Steps that it saved.
+    pub committed: Step,
+}
+
+/// Where a generation begins.
+#[derive(Clone, Debug, Default)]
+pub struct Start {
+    /// The first step.
+    pub committed: Step,
+    /// What lies before it.
+    pub settled: Settled,
+    /// What was consumed so far.
+    pub work: Work,
+}
+
+/// One generation's progress.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    ranks: Vec<RankState>,
+    steps_per_epoch: Option<NonZeroU64>,
+    committed: Step,
+    /// Steps below `committed`, of all generations.
+    settled: Settled,
+    work: Work,
+    /// Complete steps, `committed..sealed_until`, as one sum.
+    sealed: Settled,
+    sealed_until: Step,
+    /// Complete steps from `sealed_until` on.
+    complete: BTreeMap<Step, Totals>,
+    open: BTreeMap<Step, (u32, Totals)>,
+}
+
+#[derive(Clone, Debug)]
+struct RankState {
+    next: Step,
+    committed: Step,
+    reported: BTreeMap<String, f64>,
+    ended: bool,
+}
+
+impl Progress {
+    /// Of `world_size` ranks that begin at `start`. Without `steps_per_epoch` there are no epochs.
+    #[must_use]
+    pub fn new(world_size: u32, steps_per_epoch: Option<NonZeroU64>, start: Start) -> Self {
+        let committed = start.committed;
+        let rank = RankState { next: committed, committed, reported: BTreeMap::new(), ended: false };
+        Self {
+            ranks: (0..world_size).map(|_| rank.clone()).collect(),
+            steps_per_epoch,
+            committed,
+            settled: start.settled,
+            work: start.work,
+            sealed: Settled::default(),
+            sealed_until: committed,
+            complete: BTreeMap::new(),
+            open: BTreeMap::new(),
+        }
+    }
+
+    /// Takes in what a rank says; the new committed step, if that moved it. What was said before changes nothing.
+    pub fn take(&mut self, progress: &RankProgress) -> Option<Step> {
+        let index = usize::try_from(progress.rank.0).ok()?;
+        for step in &progress.consumed {
+            self.consumed(index, step);
+        }
+        let rank = self.ranks.get_mut(index)?;
+        rank.ended |= progress.ended;
+        for (name, value) in &progress.reported {
+            if rank.reported.len() < REPORTED_NAMES_MAX || rank.reported.contains_key(name) {
+                rank.reported.insert(name.clone(), *value);
+            }
+        }
+        if let Some(step) = progress.committed {
+            rank.committed = rank.committed.max(step);
+            return self.advance();
+        }
+        None
+    }
+
+    /// Steps done and durable on every rank.
+    #[must_use]
+    pub fn committed(&self) -> Step {
+        self.committed
+    }
+
+    /// Sums below the committed step.
+    #[must_use]
+    pub fn settled(&self) -> &Settled {
+        &self.settled
+    }
+
+    /// What was consumed so far, in all generations.
+    #[must_use]
+    pub fn work(&self) -> Work {
+        self.work
+    }
+
+    /// Where the next generation begins.
+    #[must_use]
+    pub fn restart(&self) -> Start {
+        Start { committed: self.committed, settled: self.settled.clone(), work: self.work }
+    }
+
+    /// Sums over everything that all ranks acknowledged, committed or not.
+    #[must_use]
+    pub fn totals(&self) -> Settled {
+        let mut totals = self.settled.clone();
+        totals.add_all(&self.sealed);
+        for (step, sums) in &self.complete {
+            totals.add(self.epoch(*step), sums);
+        }
+        totals
+    }
+
+    /// Where a rank is.
+    #[must_use]
+    pub fn position(&self, rank: Rank) -> Option<RankPosition> {
+        let rank = self.ranks.get(usize::try_from(rank.0).ok()?)?;
+        Some(RankPosition { step: rank.next, committed: rank.committed })
+    }
+
+    /// The next step that not every rank has acknowledged.
+    #[must_use]
+    pub fn step(&self) -> Step {
+        self.ranks.iter().map(|rank| rank.next).min().unwrap_or(self.committed)
+    }
+
+    /// The slowest rank and the step it is at.
+    #[must_use]
+    pub fn slowest(&self) -> Option<(Rank, Step)> {
+        let (index, rank) = self.ranks.iter().enumerate().min_by_key(|(_, rank)| rank.next)?;
+        Some((Rank(u32::try_from(index).ok()?), rank.next))
+    }
+
+    /// The values that the trainers reported; of a name that several ranks use, the lowest rank's.
+    #[must_use]
+    pub fn reported(&self) -> BTreeMap<String, f64> {
+        let mut values = BTreeMap::new();
+        for rank in &self.ranks {
+            for (name, value) in &rank.reported {
+                values.entry(name.clone()).or_insert(*value);
+            }
+        }
+        values
+    }
+
+    fn epoch(&self, step: Step) -> Option<u64> {
+        Some(step.0 / self.steps_per_epoch?.get())
+    }
+
+    fn consumed(&mut self, index: usize, consumed: &ConsumedStep) {
+        let world_size = self.ranks.len();
+        let Some(rank) = self.ranks.get_mut(index) else { return };
+        if consumed.step < rank.next {
+            return;
+        }
+        if !self.open.contains_key(&consumed.step) && self.open.len() >= OPEN_STEPS_MAX {
+            return;
+        }
+        rank.next = Step(consumed.step.0.saturating_add(1));
+        self.work.samples = self.work.samples.saturating_add(consumed.samples);
+        self.work.bytes = self.work.bytes.saturating_add(consumed.bytes);
+        let (seen, sums) = self.open.entry(consumed.step).or_default();
+        *seen += 1;
+        sums.add(&Totals {
+            steps: 0,
+            samples: consumed.samples,
+            bytes: consumed.bytes,
+            digest: consumed.digest,
+        });
+        if usize::try_from(*seen).is_ok_and(|seen| seen == world_size) {
+            let mut sums = *sums;
+            sums.steps = 1;
+            self.open.remove(&consumed.step);
+            self.complete.insert(consumed.step, sums);
+            self.seal_oldest();
+        }
+    }
+
+    fn seal_oldest(&mut self) {
+        while self.complete.len() > UNCOMMITTED_STEPS_MAX {
+            let Some((step, sums)) = self.complete.pop_first() else { return };
+            self.sealed.add(self.epoch(step), &sums);
+            self.sealed_until = Step(step.0 + 1);
+        }
+    }
+
+    fn advance(&mut self) -> Option<Step> {
+        let committed = self.ranks.iter().map(|rank| rank.committed).min()?;
+        if committed <= self.committed || committed < self.sealed_until {
+            return None;
+        }
+        self.settled.add_all(&std::mem::take(&mut self.sealed));
+        let later = self.complete.split_off(&committed);
+        for (step, sums) in std::mem::replace(&mut self.complete, later) {
+            self.settled.add(self.epoch(step), &sums);
+        }
+        self.committed = committed;
+        self.sealed_until = committed;
+        Some(committed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn consumed(step: u64, digest: u128) -> ConsumedStep {
+        ConsumedStep { step: Step(step), samples: 2, bytes: 10, digest: OrderDigest(digest) }
+    }
+
+    fn says(rank: u32, steps: &[(u64, u128)], committed: Option<u64>) -> RankProgress {
+        RankProgress {
+            rank: Rank(rank),
+            consumed: steps.iter().map(|&(step, digest)| consumed(step, digest)).collect(),
+            committed: committed.map(Step),
+            reported: BTreeMap::new(),
+            ended: false,
+        }
+    }
+
+    #[test]
+    fn a_step_counts_when_all_ranks_have_acknowledged_it() {
+        let mut progress = Progress::new(2, NonZeroU64::new(2), Start::default());
+        progress.take(&says(0, &[(0, 1), (1, 2), (2, 4)], None));
+        assert_eq!(progress.totals(), Settled::default());
+        progress.take(&says(1, &[(0, 8), (1, 16)], None));
+        let expected = Totals { steps: 2, samples: 8, bytes: 40, digest: OrderDigest(27) };
+        assert_eq!(progress.totals().totals, expected);
+        assert_eq!(progress.totals().epochs, BTreeMap::from([(0, OrderDigest(27))]));
+        progress.take(&says(1, &[(0, 8), (1, 16)], None));
+        assert_eq!(progress.totals().totals, expected, "said twice, counted once");
+        assert_eq!((progress.step(), progress.slowest()), (Step(2), Some((Rank(1), Step(2)))));
+    }
+
+    #[test]
+    fn the_committed_step_is_the_minimum_and_only_grows() {
+        let mut progress = Progress::new(2, NonZeroU64::new(2), Start::default());
+        progress.take(&says(0, &[(0, 1), (1, 2)], None));
+        progress.take(&says(1, &[(0, 4), (1, 8)], None));
+        assert_eq!(progress.take(&says(0, &[], Some(1))), None);
+        assert_eq!(progress.take(&says(1, &[], Some(2))), Some(Step(1)));
+        assert_eq!(progress.settled().totals.digest, OrderDigest(5));
+        assert_eq!(progress.take(&says(1, &[], Some(0))), None);
+        let next = Progress::new(3, NonZeroU64::new(2), progress.restart());
+        assert_eq!(next.totals().totals.digest, OrderDigest(5), "step 1 is forgotten: it comes again");
+        assert_eq!(next.step(), Step(1));
+        assert_eq!(next.work().samples, 8, "what was done is counted, also when it must be done again");
+    }
+
+    #[test]
+    fn unknown_ranks_and_endless_steps_change_nothing() {
+        let mut progress = Progress::new(1, None, Start::default());
+        assert_eq!(progress.take(&says(7, &[(0, 1)], Some(9))), None);
+        progress.take(&says(0, &[(u64::MAX, 1)], None));
+        assert_eq!(progress.totals().totals.steps, 1);
+    }
+}

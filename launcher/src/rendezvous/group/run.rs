@@ -1,0 +1,336 @@
+//! From a seated generation to its success or its first cause.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use worker::rendezvous::message::{CauseKind, Evidence, ExitStatus, RankProgress, ToWorker};
+use worker::units::{Generation, Rank, WorkerId};
+
+use crate::backend::CauseCode;
+
+use super::evidence::{Cause, EVIDENCE_MAX, Observed, Verdict, first_cause, verdict};
+use super::memory::{Outcome, Record};
+use super::progress::Settled;
+use super::state::{Member, Next, Presence, State, World};
+use super::{Group, Now};
+
+/// A rank's end, as its worker tells it.
+pub(super) struct Exit {
+    pub(super) rank: Rank,
+    pub(super) status: ExitStatus,
+    pub(super) evidence: Option<Evidence>,
+}
+
+impl Group {
+    /// The generation that may be active.
+    pub(super) fn world(&self) -> Option<&World> {
+        match &self.state {
+            State::Assigned { world }
+            | State::Joining { world }
+            | State::Running { world }
+            | State::Suspect { world, .. }
+            | State::Fencing { world, .. } => Some(world),
+            _ => None,
+        }
+    }
+
+    fn world_mut(&mut self) -> Option<&mut World> {
+        match &mut self.state {
+            State::Assigned { world }
+            | State::Joining { world }
+            | State::Running { world }
+            | State::Suspect { world, .. }
+            | State::Fencing { world, .. } => Some(world),
+            _ => None,
+        }
+    }
+
+    /// The active generation, if it is `generation` and `worker` has a seat in it.
+    fn seated(&mut self, worker: WorkerId, generation: Generation) -> Option<&mut World> {
+        let world = self.world_mut()?;
+        (world.generation == generation && world.seat(worker).is_some()).then_some(world)
+    }
+
+    pub(super) fn store_open(
+        &mut self,
+        worker: WorkerId,
+        generation: Generation,
+        address: SocketAddr,
+        now: Now,
+    ) {
+        let State::Assigned { world } = &mut self.state else { return };
+        if world.generation != generation || world.group_rank(worker) != Some(0) {
+            return;
+        }
+        world.master = Some(address);
+        let seats: Vec<WorkerId> = world.seats.iter().map(|seat| seat.worker).collect();
+        if let State::Assigned { world } = std::mem::replace(&mut self.state, State::Pending) {
+            self.state = State::Joining { world };
+        }
+        for seat in seats {
+            if let Some(present) = self.members.get_mut(&seat).and_then(Member::present_mut) {
+                present.told = now.elapsed;
+            }
+            self.send(seat, ToWorker::Start { generation, master: address });
+        }
+    }
+
+    pub(super) fn started(
+        &mut self,
+        worker: WorkerId,
+        generation: Generation,
+        pids: BTreeMap<Rank, u32>,
+        now: Now,
+    ) {
+        let Some(world) = self.seated(worker, generation) else { return };
+        if world.master.is_none() {
+            return;
+        }
+        world.started.insert(worker);
+        world.pids.extend(pids);
+        let all = world.started.len() == world.seats.len();
+        if all && matches!(self.state, State::Joining { .. }) {
+            if let State::Joining { world } = std::mem::replace(&mut self.state, State::Pending) {
+                self.state = State::Running { world };
+            }
+            self.finish_if_done(now);
+        }
+    }
+
+    pub(super) fn progress(&mut self, worker: WorkerId, generation: Generation, progress: &[RankProgress]) {
+        let Some(world) = self.seated(worker, generation) else { return };
+        let before = world.progress.settled().epochs.clone();
+        let mut committed = None;
+        for rank in progress {
+            if world.owner(rank.rank).is_some_and(|seat| seat.worker == worker) {
+                committed = world.progress.take(rank).or(committed);
+            }
+        }
+        if progress.iter().any(|rank| !rank.reported.is_empty()) {
+            let reported = world.progress.reported();
+            self.reported.extend(reported);
+        }
+        let Some(step) = committed else { return };
+        let Some(world) = self.world() else { return };
+        let settled = world.progress.settled();
+        let epochs = settled.epochs.iter().filter(|(epoch, digest)| before.get(epoch) != Some(digest));
+        let record = Record::Commit {
+            generation,
+            step,
+            settled: Settled { totals: settled.totals, epochs: epochs.map(|(e, d)| (*e, *d)).collect() },
+            work: world.progress.work(),
+        };
+        let id = self.persist(record);
+        self.unannounced.push((id, step));
+    }
+
+    /// Tells the workers of commits that are on the disk.
+    pub(super) fn announce_commits(&mut self) {
+        let safe = self.unannounced.iter().rposition(|(id, _)| *id <= self.persisted);
+        let Some(last) = safe else { return };
+        let Some((_, step)) = self.unannounced.drain(..=last).next_back() else { return };
+        let Some(world) = self.world() else { return };
+        let generation = world.generation;
+        let seats: Vec<WorkerId> = world.seats.iter().map(|seat| seat.worker).collect();
+        for worker in seats {
+            self.send(worker, ToWorker::CommittedByAll { generation, step });
+        }
+    }
+
+    pub(super) fn exited(&mut self, worker: WorkerId, generation: Generation, exit: Exit, now: Now) {
+        let Exit { rank, status, evidence } = exit;
+        let Some(world) = self.seated(worker, generation) else { return };
+        let is_its_own = world.owner(rank).is_some_and(|seat| seat.worker == worker);
+        if world.master.is_none() || !is_its_own || world.exits.contains_key(&rank) {
+            return;
+        }
+        world.exits.insert(rank, status);
+        if status.is_success() && evidence.is_none() {
+            return self.finish_if_done(now);
+        }
+        let evidence = evidence.unwrap_or_else(|| unexplained(rank, status, now));
+        self.trouble(worker, generation, evidence, now);
+    }
+
+    pub(super) fn trouble(&mut self, worker: WorkerId, generation: Generation, evidence: Evidence, now: Now) {
+        let Some(world) = self.seated(worker, generation) else { return };
+        // In `Fencing` the cause is known, and what is seen now is our own doing.
+        let observed = Observed { worker, evidence };
+        if world.observed.len() < EVIDENCE_MAX && !world.observed.contains(&observed) {
+            world.observed.push(observed);
+        }
+        self.suspect(now);
+    }
+
+    fn suspect(&mut self, now: Now) {
+        let until = now.elapsed.saturating_add(self.config.timing.suspect);
+        self.state = match std::mem::replace(&mut self.state, State::Pending) {
+            State::Assigned { world } | State::Joining { world } | State::Running { world } => {
+                State::Suspect { world, until }
+            }
+            other => other,
+        };
+        self.decide_if_due(now);
+    }
+
+    fn finish_if_done(&mut self, now: Now) {
+        if !matches!(self.state, State::Joining { .. } | State::Running { .. }) {
+            return;
+        }
+        if self.world().is_some_and(World::all_exited_well) {
+            self.end(Outcome::Succeeded);
+        } else {
+            self.decide_if_due(now);
+        }
+    }
+
+    pub(super) fn tick_running(&mut self, now: Now) {
+        let limit = self.config.timing.start;
+        if let State::Assigned { world } | State::Joining { world } = &self.state
+            && now.elapsed > world.since.saturating_add(limit)
+        {
+            let late = world.seats.iter().find(|seat| !world.started.contains(&seat.worker));
+            let Some(worker) = late.map(|seat| seat.worker) else { return };
+            let message = format!("worker {worker} did not start its ranks within {} s", limit.as_secs());
+            let generation = world.generation;
+            self.trouble(worker, generation, of_worker(CauseKind::Hang, now.unix_ns, message), now);
+        }
+        self.decide_if_due(now);
+    }
+
+    /// Ends the search for evidence when its time is over, or nobody is left who could give any.
+    fn decide_if_due(&mut self, now: Now) {
+        let State::Suspect { world, until } = &self.state else { return };
+        let is_quiet = world.seats.iter().enumerate().all(|(group_rank, seat)| {
+            let is_here = self
+                .members
+                .get(&seat.worker)
+                .and_then(Member::present)
+                .is_some_and(|present| present.incarnation == seat.incarnation);
+            let ranks = world.ranks(u32::try_from(group_rank).unwrap_or(u32::MAX));
+            !is_here || ranks.iter().all(|rank| world.exits.contains_key(rank))
+        });
+        if now.elapsed < *until && !is_quiet {
+            return;
+        }
+        let cause = self.cause_of(world, now);
+        let next = match verdict(&cause, self.last_cause.as_ref()) {
+            Verdict::Fatal => None,
+            Verdict::Restart => self.budget.spend(now.elapsed),
+        };
+        let next = match next {
+            Some(backoff) => Next::Restart { backoff },
+            None => Next::End(Outcome::Failed { cause: cause.clone() }),
+        };
+        self.fence(Some(cause), next);
+    }
+
+    fn cause_of(&self, world: &World, now: Now) -> Cause {
+        let Some(first) = first_cause(&world.observed) else {
+            let message = "ranks ended and nobody can say why";
+            let mut cause = Cause::plain(CauseCode::Internal, world.generation, message);
+            cause.seen_unix_ns = now.unix_ns;
+            return cause;
+        };
+        let evidence = &first.evidence;
+        Cause {
+            code: evidence.cause.into(),
+            generation: world.generation,
+            worker: Some(first.worker),
+            rank: evidence.rank,
+            step: self.config.steps_per_epoch.map(|_| world.progress.step()),
+            seen_unix_ns: evidence.seen_unix_ns,
+            message: evidence.message.clone(),
+            hint: evidence.hint.clone(),
+            exit: evidence.rank.and_then(|rank| world.exits.get(&rank).copied()),
+            log_tail: evidence.log_tail.clone(),
+        }
+    }
+
+    pub(super) fn gone(&mut self, worker: WorkerId, pid: u32, how: &str, now: Now) {
+        let Some(member) = self.members.get_mut(&worker) else { return };
+        let is_this_one = match &member.presence {
+            Presence::Present(present) => present.pid == pid,
+            Presence::Launching { pid: launched, .. } => launched.is_none_or(|launched| launched == pid),
+            Presence::Absent | Presence::Lost => false,
+        };
+        if is_this_one {
+            self.lose(worker, Presence::Absent, how, now);
+            self.end_if_all_gone();
+        }
+    }
+
+    /// A worker is lost; what that means depends on what it was needed for.
+    pub(super) fn lose(&mut self, worker: WorkerId, left: Presence, why: &str, now: Now) {
+        let Some(member) = self.members.get_mut(&worker) else { return };
+        // When it fell silent is when it was lost, not when we noticed; a process's end is noticed at once.
+        let silent_since = match (&left, member.present()) {
+            (Presence::Lost, Some(present)) => present.heard_unix_ns,
+            _ => now.unix_ns,
+        };
+        let incarnation = member.present().map(|present| present.incarnation);
+        member.leave(left);
+        if let Some(counters) = self.counters.remove(&worker) {
+            self.counters_of_the_gone += counters;
+        }
+        match &self.state {
+            State::Gathering { .. } | State::Preflight { .. } => self.lost_while_gathering(worker, why, now),
+            State::Assigned { world }
+            | State::Joining { world }
+            | State::Running { world }
+            | State::Suspect { world, .. } => {
+                let generation = world.generation;
+                if world.seat(worker).is_none_or(|seat| Some(seat.incarnation) != incarnation) {
+                    return self.relaunch_spare(worker, now);
+                }
+                let message = format!("worker {worker} was lost: {why}");
+                let evidence = of_worker(CauseKind::WorkerLost, silent_since, message);
+                self.trouble(worker, generation, evidence, now);
+            }
+            State::Fencing { .. } => self.lost_while_fencing(worker, now),
+            State::Pending | State::Clearing | State::Ending { .. } | State::Over(_) => {}
+        }
+    }
+
+    pub(super) fn expire_leases(&mut self, now: Now) {
+        let timing = self.config.timing;
+        let mut silent = Vec::new();
+        for (worker, member) in &self.members {
+            match &member.presence {
+                Presence::Present(present) if now.elapsed > present.heard.saturating_add(timing.lease) => {
+                    let quiet = timing.lease.as_secs_f32();
+                    silent.push((*worker, format!("it has not been heard of for {quiet:.1} s")));
+                }
+                Presence::Launching { since, .. } if now.elapsed > since.saturating_add(timing.launch) => {
+                    let limit = timing.launch.as_secs();
+                    silent.push((*worker, format!("its process did not register within {limit} s")));
+                }
+                _ => {}
+            }
+        }
+        for (worker, why) in silent {
+            self.lose(worker, Presence::Lost, &why, now);
+        }
+    }
+}
+
+fn of_worker(cause: CauseKind, seen_unix_ns: u64, message: String) -> Evidence {
+    Evidence { rank: None, cause, seen_unix_ns, message, hint: String::new(), log_tail: Vec::new() }
+}
+
+fn unexplained(rank: Rank, status: ExitStatus, now: Now) -> Evidence {
+    let (cause, message) = match status {
+        ExitStatus::Code { code } => (CauseKind::Exception, format!("rank {rank} exited with code {code}")),
+        ExitStatus::Signal { signal } => {
+            (CauseKind::Signal, format!("rank {rank} was ended by signal {signal}"))
+        }
+    };
+    Evidence {
+        rank: Some(rank),
+        cause,
+        seen_unix_ns: now.unix_ns,
+        message,
+        hint: String::new(),
+        log_tail: Vec::new(),
+    }
+}
