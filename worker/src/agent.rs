@@ -1,5 +1,7 @@
 //! One worker's life, from its registration to its exit: the shell around [`machine`].
 
+mod machine;
+
 use std::io::{self, Read};
 use std::process::ExitCode;
 
