@@ -1,11 +1,35 @@
-//! One worker's life, from its registration to its exit: the shell around [`machine`].
+//! One worker's life, from its registration to its exit: the loop around [`machine`] and [`shell`].
 
+mod data;
+mod examine;
 mod machine;
+mod preflight;
+mod shell;
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
-use crate::config::WorkerConfig;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep_until;
+
+use crate::config::{WorkerConfig, chain};
+use crate::rendezvous::client::{Client, ClientConfig, SessionEvent};
+use crate::rendezvous::message::Registration;
+use crate::supervisor::Family;
+use crate::units::Incarnation;
+use data::DataSide;
+use machine::{Event, Machine};
+use shell::{Note, Notes, Parts, Shell};
+
+/// Threads of the worker's runtime at the most: the rest of the host belongs to the ranks.
+const THREADS_MAX: usize = 4;
+/// How long tasks that are cut off at the end may still hold the runtime (a read from a dead file system, say).
+const RUNTIME_END_MAX: Duration = Duration::from_secs(1);
+/// Bytes of the lifeline that are read and thrown away at once; nobody should write any.
+const LIFELINE_BYTES: usize = 64;
 
 /// What ends when the launcher ends: the worker's standard input, usually.
 pub type Lifeline = Box<dyn Read + Send>;
@@ -53,7 +77,7 @@ pub fn main() -> ExitCode {
     let config = match WorkerConfig::read(&mut io::stdin().lock()) {
         Ok(config) => config,
         Err(error) => {
-            tracing::error!(error = %crate::config::chain(&error), "cannot start");
+            tracing::error!(error = %chain(&error), "cannot start");
             return ExitCode::from(64);
         }
     };
@@ -61,8 +85,134 @@ pub fn main() -> ExitCode {
 }
 
 /// Runs one worker until its end. Blocks; makes its own runtime. The calling process must have no other children:
-/// it becomes their reaper.
+/// it becomes their reaper. Without a lifeline only the lease tells that the launcher is gone.
 #[must_use]
-pub fn run(_config: WorkerConfig, _lifeline: Option<Lifeline>) -> Outcome {
-    Outcome::Failed { reason: "not yet".into() }
+pub fn run(config: WorkerConfig, lifeline: Option<Lifeline>) -> Outcome {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(2, THREADS_MAX);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return Outcome::Failed { reason: format!("cannot start a runtime: {error}") },
+    };
+    let outcome = runtime.block_on(live(config, lifeline, Family::Whole));
+    runtime.shutdown_timeout(RUNTIME_END_MAX);
+    match &outcome {
+        Outcome::Finished => tracing::info!("finished"),
+        other => tracing::warn!(outcome = ?other, "ended"),
+    }
+    outcome
 }
+
+/// The worker's life. `family` is [`Family::OwnOnly`] in tests, whose process has other children.
+async fn live(config: WorkerConfig, lifeline: Option<Lifeline>, family: Family) -> Outcome {
+    match prepare(config, family).await {
+        Ok(mut agent) => {
+            let outcome = agent.work(lifeline).await;
+            agent.shell.close(agent.inbox).await;
+            outcome
+        }
+        Err(reason) => Outcome::Failed { reason },
+    }
+}
+
+struct Agent {
+    machine: Machine,
+    shell: Shell,
+    inbox: mpsc::Receiver<Note>,
+    sessions: mpsc::Receiver<SessionEvent>,
+    started: Instant,
+}
+
+async fn prepare(config: WorkerConfig, family: Family) -> Result<Agent, String> {
+    #[expect(clippy::disallowed_methods, reason = "a shell: the machine's time begins here")]
+    let started = Instant::now();
+    let machine = Machine::new(config.data.is_some(), config.hang_ms.map(Duration::from_millis));
+    let data = DataSide::start(&config).await;
+    let registration = Registration {
+        worker: config.worker,
+        incarnation: Incarnation(getrandom::u64().map_err(|error| format!("cannot draw a number: {error}"))?),
+        pid: std::process::id(),
+        host: crate::host::facts(&config.cpus),
+        data_address: data.as_ref().ok().and_then(Option::as_ref).map(DataSide::address),
+        running: None,
+    };
+    let (registration, watched) = watch::channel(registration);
+    let client = ClientConfig {
+        launcher: config.launcher,
+        launcher_name: &config.launcher_name,
+        bind: config.bind,
+        identity: &config.identity,
+    };
+    let (client, sessions) = Client::start(&client, watched).map_err(|error| chain(&error))?;
+    let inherited: BTreeMap<String, String> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let parts = Parts { config, inherited, client, registration, data };
+    let (shell, inbox) = Shell::start(parts, family).map_err(|error| format!("cannot supervise: {error}"))?;
+    Ok(Agent { machine, shell, inbox, sessions, started })
+}
+
+impl Agent {
+    /// Until the machine says exit.
+    async fn work(&mut self, lifeline: Option<Lifeline>) -> Outcome {
+        let has_lifeline = lifeline.is_some();
+        if let Err(error) = lifeline.map_or(Ok(()), |lifeline| watch_lifeline(lifeline, self.shell.notes())) {
+            return Outcome::Failed { reason: format!("cannot watch for the launcher's end: {error}") };
+        }
+        let signals =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
+        let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = signals else {
+            return Outcome::Failed { reason: "cannot handle signals".into() };
+        };
+        loop {
+            let deadline = tokio::time::Instant::from_std(self.started + self.machine.deadline());
+            let event = tokio::select! {
+                Some(note) = self.inbox.recv() => self.shell.translate(note),
+                Some(session) = self.sessions.recv() => of_session(session),
+                _ = terminate.recv() => Event::Terminated,
+                // A terminal sends these to the launcher as well, which decides.
+                _ = interrupt.recv() => if has_lifeline { Event::Tick } else { Event::Terminated },
+                _ = hangup.recv() => if has_lifeline { Event::Tick } else { Event::Terminated },
+                () = sleep_until(deadline) => Event::Tick,
+            };
+            tracing::debug!(?event, "event");
+            for action in self.machine.handle(event, self.started.elapsed()) {
+                tracing::debug!(?action, "action");
+                if let Some(outcome) = self.shell.perform(action) {
+                    return outcome;
+                }
+            }
+        }
+    }
+}
+
+fn of_session(event: SessionEvent) -> Event {
+    match event {
+        SessionEvent::Connected(session) => Event::Connected(session),
+        SessionEvent::Message(message) => Event::Message(message),
+        SessionEvent::Lost { silent, reason } => {
+            tracing::warn!(%reason, "the connection to the launcher is down");
+            Event::Lost { silent }
+        }
+        SessionEvent::Incompatible { reason } => Event::Incompatible { reason },
+    }
+}
+
+/// Tells when the lifeline ends. The thread stays behind when the worker ends first; it holds nothing.
+fn watch_lifeline(mut lifeline: Lifeline, notes: Notes) -> io::Result<()> {
+    let watch = move || {
+        let mut ignored = [0; LIFELINE_BYTES];
+        loop {
+            match lifeline.read(&mut ignored) {
+                Ok(0) => break,
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => break,
+                _ => {}
+            }
+        }
+        let _ = notes.blocking_send(Note::Event(Event::LifelineEnded));
+    };
+    std::thread::Builder::new().name("lifeline".into()).spawn(watch).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests;

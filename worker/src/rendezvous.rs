@@ -2,3 +2,6 @@
 
 pub mod client;
 pub mod message;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "helpers of tests")]
+pub(crate) mod testing;

@@ -65,6 +65,7 @@ pub enum ToLauncher {
         /// The generation.
         generation: Generation,
         /// The process of each rank.
+        #[serde(with = "pairs")]
         pids: BTreeMap<Rank, u32>,
     },
     /// Sent at the pace of [`ToWorker::Welcome`]; renews the lease.
@@ -128,6 +129,7 @@ pub struct HostFacts {
     /// CPUs that this worker may use.
     pub cpus: Vec<u32>,
     /// NUMA nodes, each with its CPUs; empty when the host does not say.
+    #[serde(with = "pairs")]
     pub numa: BTreeMap<u32, Vec<u32>>,
     /// Memory, in bytes.
     pub memory_bytes: u64,
@@ -398,4 +400,92 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
         return Err(FrameError::Version { theirs: v });
     }
     Ok(serde_json::from_slice::<Incoming<T>>(body)?.body)
+}
+
+/// Maps with numbers as keys, as lists of pairs: JSON's keys are strings, and inside a tagged enum serde does not
+/// read them back as numbers.
+mod pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<K: Serialize, V: Serialize, S: Serializer>(
+        map: &BTreeMap<K, V>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(map)
+    }
+
+    pub(super) fn deserialize<'de, K, V, D>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
+    where
+        K: Deserialize<'de> + Ord,
+        V: Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        Ok(Vec::<(K, V)>::deserialize(deserializer)?.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_heard() {
+        let host = HostFacts { numa: BTreeMap::from([(1, vec![2, 3])]), ..HostFacts::default() };
+        let (worker, incarnation) = (WorkerId(1), Incarnation(u64::MAX));
+        let registration = Registration {
+            worker,
+            incarnation,
+            pid: 7,
+            host,
+            data_address: None,
+            running: Some(Generation(2)),
+        };
+        let step = ConsumedStep {
+            step: Step(9),
+            samples: 4,
+            bytes: 5,
+            digest: datapath::order::OrderDigest(u128::MAX),
+        };
+        let progress = RankProgress {
+            rank: Rank(3),
+            consumed: vec![step],
+            committed: Some(Step(9)),
+            reported: BTreeMap::from([("loss".to_owned(), 0.5)]),
+            ended: true,
+        };
+        let generation = Generation(2);
+        for message in [
+            ToLauncher::Register(registration),
+            ToLauncher::Started { generation, pids: BTreeMap::from([(Rank(3), 77)]) },
+            ToLauncher::Heartbeat {
+                generation,
+                progress: vec![progress],
+                counters: datapath::Counters { batches: 6, ..datapath::Counters::default() },
+            },
+            ToLauncher::Exited {
+                generation,
+                rank: Rank(3),
+                status: ExitStatus::Signal { signal: 9 },
+                evidence: None,
+            },
+        ] {
+            let frame = encode(&message).unwrap();
+            assert_eq!(body_length(frame[..4].try_into().unwrap()).unwrap(), frame.len() - 4);
+            assert_eq!(decode::<ToLauncher>(&frame[4..]).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn newer_peers_may_add_fields_but_not_speak_another_version() {
+        let finish: ToWorker = decode(br#"{"v":1,"new":1,"body":{"kind":"finish","more":2}}"#).unwrap();
+        assert_eq!(finish, ToWorker::Finish);
+        assert!(matches!(decode::<ToWorker>(br#"{"v":2,"body":7}"#), Err(FrameError::Version { theirs: 2 })));
+        assert!(matches!(
+            decode::<ToWorker>(br#"{"v":1,"body":{"kind":"dance"}}"#),
+            Err(FrameError::Malformed(_))
+        ));
+        assert!(matches!(body_length([0xff; 4]), Err(FrameError::TooLong { .. })));
+    }
 }

@@ -1,70 +1,9 @@
 //! The client against a launcher that is a few lines of quinn.
 
-use std::collections::BTreeMap;
-
-use datapath::transport::quic::tls::server_config;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-
 use super::*;
 use crate::rendezvous::message::{HostFacts, Registration};
+use crate::rendezvous::testing::{PATIENCE, Peer, accept, authority, listen};
 use crate::units::{Generation, Incarnation, WorkerId};
-
-/// Longer than any of these tests needs on a busy host.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-struct Authority {
-    der: Vec<u8>,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-fn authority() -> Authority {
-    let key = KeyPair::generate().unwrap();
-    let mut parameters = CertificateParams::new(Vec::new()).unwrap();
-    parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let der = parameters.self_signed(&key).unwrap().der().to_vec();
-    Authority { der, issuer: Issuer::new(parameters, key) }
-}
-
-impl Authority {
-    fn identity(&self, name: &str) -> Identity {
-        let key = KeyPair::generate().unwrap();
-        let certificate =
-            CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
-        Identity {
-            ca_der: self.der.clone(),
-            cert_der: certificate.der().to_vec(),
-            key_der: key.serialize_der(),
-        }
-    }
-}
-
-/// One end of an accepted session.
-struct Peer {
-    connection: quinn::Connection,
-    send: SendStream,
-    receive: RecvStream,
-}
-
-impl Peer {
-    async fn say(&mut self, message: &ToWorker) {
-        self.send.write_all(&encode(message).unwrap()).await.unwrap();
-    }
-
-    async fn hear(&mut self) -> ToLauncher {
-        let mut prefix = [0; 4];
-        self.receive.read_exact(&mut prefix).await.unwrap();
-        let mut body = vec![0; body_length(prefix).unwrap()];
-        self.receive.read_exact(&mut body).await.unwrap();
-        decode(&body).unwrap()
-    }
-
-    async fn hear_registration(&mut self) -> Registration {
-        match self.hear().await {
-            ToLauncher::Register(registration) => registration,
-            other => panic!("{other:?}"),
-        }
-    }
-}
 
 struct Rig {
     launcher: Endpoint,
@@ -74,13 +13,12 @@ struct Rig {
 }
 
 fn rig(launcher: &Identity, worker: &Identity) -> Rig {
-    let server = server_config(launcher, ALPN).unwrap();
-    let launcher = Endpoint::server(server, "127.0.0.1:0".parse().unwrap()).unwrap();
+    let launcher = listen(launcher);
     let (registration, watched) = watch::channel(Registration {
         worker: WorkerId(4),
         incarnation: Incarnation(99),
         pid: 1,
-        host: HostFacts { numa: BTreeMap::new(), ..HostFacts::default() },
+        host: HostFacts::default(),
         data_address: None,
         running: None,
     });
@@ -101,9 +39,7 @@ impl Rig {
     }
 
     async fn accept(&self) -> Peer {
-        let connection = timeout(PATIENCE, self.launcher.accept()).await.unwrap().unwrap().await.unwrap();
-        let (send, receive) = timeout(PATIENCE, connection.accept_bi()).await.unwrap().unwrap();
-        Peer { connection, send, receive }
+        accept(&self.launcher).await
     }
 
     async fn event(&mut self) -> SessionEvent {
