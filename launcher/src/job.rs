@@ -15,11 +15,67 @@ use datapath::order::OrderSpec;
 use datapath::select::TransportPolicy;
 use serde::{Deserialize, Serialize};
 
+pub mod faults;
+pub mod overlay;
+pub mod resolve;
+pub mod schema;
+pub mod source;
 pub mod spec;
 pub mod units;
+pub mod validate;
 
-use spec::{DataMemory, DtypeSpec, Framework, Locality, Rack, Strategy};
+use faults::{Fault, Faults, Place};
+use source::Node;
+use spec::{DataMemory, DtypeSpec, Framework, Locality, Rack, Strategy, TrainingJob};
 use units::{Bytes, GpuMode};
+
+/// Where a document comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// How people know it: the path as they typed it.
+    pub name: String,
+    /// What relative paths in it are relative to; absolute.
+    pub folder: PathBuf,
+}
+
+/// The job in a text.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn parse(text: &str, origin: &Origin) -> Result<Job, Faults> {
+    let (root, faults) = source::read(text);
+    match root {
+        Some(root) => check(&root, faults, origin),
+        None => Err(Faults::new(&origin.name, faults)),
+    }
+}
+
+/// The job in an object that has no text (one of the Kubernetes API).
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn validate(job: &TrainingJob, origin: &Origin) -> Result<Job, Faults> {
+    let json = serde_json::to_value(job).unwrap_or_default();
+    check(&Node::from_json(&json, &Place::Document), Vec::new(), origin)
+}
+
+/// The job in a tree, of which some faults are known already.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn check(root: &Node, mut faults: Vec<Fault>, origin: &Origin) -> Result<Job, Faults> {
+    let shape = schema::check(root);
+    faults.extend(validate::check(root, &shape));
+    faults.extend(shape.faults);
+    if !faults.is_empty() {
+        return Err(Faults::new(&origin.name, faults));
+    }
+    // The checks above are meant to leave nothing to fail here; if they ever do, it is told like any other fault.
+    let resolved = serde_json::from_value::<TrainingJob>(root.to_json())
+        .map_err(|error| error.to_string())
+        .and_then(|job| resolve::resolve(job, &origin.folder).map_err(|error| error.to_string()));
+    resolved.map_err(|message| Faults::new(&origin.name, vec![Fault::new(&root.place, "", message)]))
+}
 
 /// A job that makes sense: the result of parsing, and what `job.json` in a job's folder holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -168,3 +224,6 @@ pub struct Queue {
     /// A priority class.
     pub priority: Option<String>,
 }
+
+#[cfg(test)]
+mod tests;
