@@ -2,10 +2,15 @@
 //!
 //! Reading order: `job` (what a user writes, checked), `backend` (where jobs run, and what is known of them),
 //! `cli` (the words of the command line), `commands` (one function per verb), `output` (how things are shown),
-//! `config` (environment, read once), `error` (what a user sees when it fails, and the exit codes).
+//! `dataset` (data sets and their faults), `config` (environment, read once), `error` (what a user sees when it
+//! fails, and the exit codes).
 
 pub mod backend;
+pub mod cli;
+pub mod commands;
 pub mod config;
+pub mod dataset;
 pub mod error;
 pub mod job;
+pub mod output;
 pub mod rendezvous;

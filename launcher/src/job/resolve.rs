@@ -4,11 +4,13 @@
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::Path;
 
+use datapath::dataset::Dtype;
 use datapath::order::{OrderSpec, Remainder, Shuffle};
 use datapath::select::TransportPolicy;
 
 use super::spec::{
-    DataSpec, JobSpec, RecordSpec, RemainderSpec, ResourcesSpec, ShuffleMode, TrainingJob, TransportSpec,
+    DataSpec, DtypeSpec, JobSpec, RecordSpec, RemainderSpec, ResourcesSpec, ShuffleMode, TrainingJob,
+    TransportSpec,
 };
 use super::units::{Bytes, Quantity, UnitError};
 use super::{Data, Job, Placement, Queue, Record, Resources, Restarts, Run, Workers};
@@ -89,13 +91,32 @@ fn resolve_data(spec: DataSpec, folder: &Path) -> Result<Data, UnitError> {
             TransportSpec::RequireRdma => TransportPolicy::RequireRdma,
             TransportSpec::Quic => TransportPolicy::Quic,
         },
-        record: record.map(resolve_record).transpose()?,
+        record: record.as_ref().map(resolve_record).transpose()?,
     })
 }
 
-fn resolve_record(spec: RecordSpec) -> Result<Record, UnitError> {
+fn resolve_record(spec: &RecordSpec) -> Result<Record, UnitError> {
     let RecordSpec { dtype, items } = spec;
-    Ok(Record { dtype, items: positive(items)? })
+    Ok(Record { dtype: *dtype, items: positive(*items)? })
+}
+
+impl From<DtypeSpec> for Dtype {
+    fn from(dtype: DtypeSpec) -> Self {
+        match dtype {
+            DtypeSpec::Bool => Self::Bool,
+            DtypeSpec::U8 => Self::U8,
+            DtypeSpec::U16 => Self::U16,
+            DtypeSpec::U32 => Self::U32,
+            DtypeSpec::U64 => Self::U64,
+            DtypeSpec::I8 => Self::I8,
+            DtypeSpec::I16 => Self::I16,
+            DtypeSpec::I32 => Self::I32,
+            DtypeSpec::I64 => Self::I64,
+            DtypeSpec::F16 => Self::F16,
+            DtypeSpec::F32 => Self::F32,
+            DtypeSpec::F64 => Self::F64,
+        }
+    }
 }
 
 /// A store's URL as it is; a path in its folder.

@@ -303,29 +303,30 @@ pub enum TransportSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RecordSpec {
-    /// One item, as numpy names it, little-endian.
+    /// The type of one item, little-endian.
     pub dtype: DtypeSpec,
     /// Items of one record: a sequence's tokens, say.
     #[schemars(range(min = 1))]
     pub items: u32,
 }
 
-/// The type of one item, as numpy names it; little-endian.
+/// The type of one item; little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "doc comments would split the enum in the schema")]
 pub enum DtypeSpec {
-    Uint8,
-    Int8,
-    Uint16,
-    Int16,
-    Uint32,
-    Int32,
-    Uint64,
-    Int64,
-    Float16,
-    Float32,
-    Float64,
+    Bool,
+    U8,
+    U16,
+    U32,
+    U64,
+    I8,
+    I16,
+    I32,
+    I64,
+    F16,
+    F32,
+    F64,
 }
 
 /// What happens when a rank fails.

@@ -70,7 +70,7 @@ impl FromStr for Bytes {
 fn suggest_suffix(number: &str, suffix: &str) -> String {
     let letter = suffix.trim_start().chars().next().map(|c| c.to_ascii_uppercase());
     match letter {
-        Some('m') if suffix == "m" => "memory has no thousandths; write for example 8Gi".to_owned(),
+        _ if suffix == "m" => "memory has no thousandths; write for example 8Gi".to_owned(),
         Some(c @ ('K' | 'M' | 'G' | 'T' | 'P')) if !number.is_empty() => {
             format!("did you mean {number}{c}i?")
         }

@@ -93,7 +93,7 @@ impl<'a> Rules<'a> {
         }
         let restarts = self.integer("spec.restarts.max", Some(3));
         if let (Some((node, spares @ 1..)), Some(0)) = (self.number("spec.workers.spares"), restarts) {
-            let message = format!("{spares} spares can never be used while spec.restarts.max is 0");
+            let message = format!("is {spares}, but spares are never used while spec.restarts.max is 0");
             self.fault(&node.place, "spec.workers.spares", message, "remove the spares or allow restarts");
         }
         if let Some(ranks) = self.ranks()
@@ -261,12 +261,6 @@ impl<'a> Rules<'a> {
                 message,
                 "set spec.resources.gpus, or use auto or host",
             );
-        }
-        let nics = self.integer("spec.resources.nics", Some(0));
-        if let (Some((node, "require-rdma")), Some(0)) = (self.text("spec.data.transport"), nics) {
-            let message = "is require-rdma, but the workers have no NICs";
-            let hint = "set spec.resources.nics, or use prefer-rdma or quic";
-            self.fault(&node.place, "spec.data.transport", message, hint);
         }
         if let Some((node, source)) = self.text("spec.data.source") {
             if source.trim().is_empty() {

@@ -1,0 +1,149 @@
+//! `launcher data …`: index, verify and list data sets.
+
+use std::num::NonZeroUsize;
+
+use datapath::dataset::index::{self, IndexOptions, Origin};
+use datapath::dataset::verify::{self, VerifyReport};
+use datapath::dataset::{Format, Manifest, RecordLayout};
+use serde::Serialize;
+
+use super::order;
+use crate::cli::{DataCommand, Index, Source};
+use crate::dataset::{self, faults_failure};
+use crate::error::{ExitCode, Failure};
+use crate::output::{Printer, bytes, table};
+
+/// Runs one of the verbs.
+///
+/// # Errors
+/// When it failed.
+pub async fn run(command: DataCommand, printer: Printer) -> Result<ExitCode, Failure> {
+    match command {
+        DataCommand::Index(flags) => index(flags, printer).await?,
+        DataCommand::Verify { source, threads } => verify(source, threads, printer).await?,
+        DataCommand::Ls { source } => {
+            let listing = Listing::new(&dataset::open(&source.source, &options(&source)).await?.manifest);
+            printer.data(&listing, list)?;
+        }
+        DataCommand::Order(flags) => order::run(&flags, printer).await?,
+    }
+    Ok(ExitCode::Ok)
+}
+
+/// How a source without a manifest is read.
+pub(super) fn options(source: &Source) -> IndexOptions {
+    let record = source.record.map(|record| RecordLayout {
+        dtype: record.dtype,
+        items: record.items.get(),
+        header_bytes: 0,
+    });
+    IndexOptions { record, items: source.record.map(|record| record.items.get()), ..IndexOptions::default() }
+}
+
+async fn index(flags: Index, printer: Printer) -> Result<(), Failure> {
+    let Index { source, chunk_bytes, threads } = flags;
+    let defaults = options(&source);
+    let options = IndexOptions {
+        chunk_bytes: chunk_bytes.unwrap_or(defaults.chunk_bytes),
+        threads: threads.unwrap_or(defaults.threads),
+        ..defaults
+    };
+    let store = dataset::open_store(&source.source)?;
+    let manifest =
+        index::index(&store, &options).await.map_err(|faults| faults_failure(&source.source, &faults))?;
+    if let Err(fault) = index::save(&store, &manifest).await {
+        let mut failure = faults_failure(&source.source, &[fault]);
+        failure.code = ExitCode::CannotCreate;
+        failure.message = format!("failed to write the manifest into {}", source.source);
+        return Err(failure);
+    }
+    printer.data(&Listing::new(&manifest), Listing::totals)
+}
+
+async fn verify(source: Source, threads: Option<NonZeroUsize>, printer: Printer) -> Result<(), Failure> {
+    let options = options(&source);
+    let opened = dataset::open(&source.source, &options).await?;
+    if opened.origin == Origin::Indexed {
+        printer.note("warning: there is no manifest, so the shards are only checked for being readable");
+    }
+    let report = verify::verify(&opened.store, &opened.manifest, threads.unwrap_or(options.threads)).await;
+    let report = report.map_err(|faults| faults_failure(&source.source, &faults))?;
+    printer.data(&report, |report| {
+        let VerifyReport { shards, chunks, samples, bytes: read } = *report;
+        format!("{samples} samples in {chunks} chunks of {shards} shards are intact ({})\n", bytes(read))
+    })
+}
+
+/// A data set in short.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Listing {
+    digest: String,
+    format: String,
+    fields: Vec<String>,
+    samples: u64,
+    chunks: usize,
+    bytes: u64,
+    max_sample_bytes: u64,
+    shards: Vec<ListedShard>,
+}
+
+#[derive(Debug, Serialize)]
+struct ListedShard {
+    name: String,
+    bytes: u64,
+    chunks: u64,
+    samples: u64,
+}
+
+impl Listing {
+    fn new(manifest: &Manifest) -> Self {
+        let mut shards: Vec<ListedShard> = manifest
+            .shards()
+            .iter()
+            .map(|shard| ListedShard { name: shard.name.clone(), bytes: shard.bytes, chunks: 0, samples: 0 })
+            .collect();
+        for chunk in manifest.chunks() {
+            let shard = usize::try_from(chunk.shard.0).ok().and_then(|index| shards.get_mut(index));
+            if let Some(shard) = shard {
+                shard.chunks += 1;
+                shard.samples += u64::from(chunk.samples);
+            }
+        }
+        let format = match manifest.format() {
+            Format::Tar => "tar".to_owned(),
+            Format::Records(layout) => format!("records {}:{}", layout.dtype, layout.items),
+        };
+        Self {
+            digest: manifest.digest().to_string(),
+            format,
+            fields: manifest.fields().to_vec(),
+            samples: manifest.sample_count(),
+            chunks: manifest.chunks().len(),
+            bytes: manifest.bytes(),
+            max_sample_bytes: manifest.max_sample_bytes(),
+            shards,
+        }
+    }
+
+    fn totals(&self) -> String {
+        format!(
+            "{} samples in {} chunks of {} shards, {} ({}; fields {})\ndigest {}\n",
+            self.samples,
+            self.chunks,
+            self.shards.len(),
+            bytes(self.bytes),
+            self.format,
+            self.fields.join(", "),
+            self.digest
+        )
+    }
+}
+
+fn list(listing: &Listing) -> String {
+    let mut rows = vec![["SHARD", "BYTES", "CHUNKS", "SAMPLES"].map(str::to_owned).to_vec()];
+    rows.extend(listing.shards.iter().map(|shard| {
+        vec![shard.name.clone(), shard.bytes.to_string(), shard.chunks.to_string(), shard.samples.to_string()]
+    }));
+    format!("{}{}", table(&rows), listing.totals())
+}
