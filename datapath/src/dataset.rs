@@ -15,7 +15,7 @@ pub mod records;
 pub mod tar;
 pub mod verify;
 
-mod build;
+pub(crate) mod build;
 
 pub use build::DraftError;
 pub(crate) use build::is_shard_name;

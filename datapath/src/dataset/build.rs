@@ -4,7 +4,8 @@ use super::records::RecordLayout;
 use super::{
     Chunk, DatasetDigest, FieldSpan, Format, MAX_CHUNK_BYTES, MAX_FIELDS, MAX_NAME_BYTES, MAX_SHARDS,
 };
-use super::{Manifest, Shard, ShardId, count, index_of, manifest};
+use super::{Manifest, SampleId, Shard, ShardId, count, index_of, manifest};
+use crate::integrity::combine;
 
 /// The tables of a manifest that is being put together.
 #[derive(Debug)]
@@ -47,6 +48,28 @@ impl Draft {
         let span_starts = if format == Format::Tar { vec![0] } else { Vec::new() };
         let (chunks, sample_crcs, spans) = (Vec::new(), Vec::new(), Vec::new());
         Self { format, fields, shards, chunks, sample_crcs, span_starts, spans }
+    }
+
+    /// Takes the next shard's table in. `None`: more spans than can be numbered. Its fields must be known.
+    pub(super) fn append(&mut self, shard: ShardId, table: ShardTable) -> Option<()> {
+        let first_sample = count(self.sample_crcs.len());
+        let first_span = u32::try_from(self.spans.len()).ok()?;
+        let known =
+            |field: &String| self.fields.binary_search(field).ok().and_then(|at| u16::try_from(at).ok());
+        let numbers = table.fields.iter().map(known).collect::<Option<Vec<_>>>()?;
+        self.sample_crcs.extend(table.sample_crcs);
+        if self.format == Format::Tar {
+            first_span.checked_add(u32::try_from(table.spans.len()).ok()?)?;
+            self.span_starts.extend(table.span_ends.iter().map(|end| first_span + end));
+            let renumber = |span: FieldSpan| FieldSpan { field: numbers[usize::from(span.field)], ..span };
+            self.spans.extend(table.spans.into_iter().map(renumber));
+        }
+        self.chunks.extend(table.chunks.into_iter().map(|chunk| Chunk {
+            shard,
+            first_sample: SampleId(first_sample + chunk.first_sample.0),
+            ..chunk
+        }));
+        Some(())
     }
 
     /// Checks everything and computes the digest.
@@ -177,8 +200,103 @@ fn check_records(layout: RecordLayout, chunk: &Chunk) -> Result<(u64, u64), Draf
     }
 }
 
+/// One shard's part of a manifest; samples, fields and chunks are numbered from 0.
+#[derive(Debug, Default)]
+pub(super) struct ShardTable {
+    pub(super) fields: Vec<String>,
+    pub(super) chunks: Vec<Chunk>,
+    pub(super) sample_crcs: Vec<u32>,
+    /// Tar only: the end of each sample's spans.
+    pub(super) span_ends: Vec<u32>,
+    pub(super) spans: Vec<FieldSpan>,
+}
+
+/// Puts one shard's samples together into chunks of about the wanted size.
+#[derive(Debug)]
+pub(super) struct Chunker {
+    chunk_bytes: u32,
+    table: ShardTable,
+}
+
+impl Chunker {
+    pub(super) fn new(chunk_bytes: u32) -> Self {
+        Self { chunk_bytes: chunk_bytes.clamp(1, MAX_CHUNK_BYTES), table: ShardTable::default() }
+    }
+
+    /// The next sample: where its bytes lie in the shard and their CRC, the CRC of its content, and its spans, whose offsets
+    /// count from the sample's first byte. It begins a chunk if the last one would get too large or does not end where it
+    /// begins. `len` is at most [`MAX_CHUNK_BYTES`].
+    pub(super) fn push_sample(
+        &mut self,
+        offset: u64,
+        len: u32,
+        crc: u32,
+        content_crc: u32,
+        spans: &[FieldSpan],
+    ) {
+        let table = &mut self.table;
+        let first_sample = SampleId(count(table.sample_crcs.len()));
+        let fits = |last: &Chunk| {
+            let joins = last.offset + u64::from(last.len) == offset;
+            joins && last.len.checked_add(len).is_some_and(|sum| sum <= self.chunk_bytes)
+        };
+        let within = match table.chunks.last_mut().filter(|last| fits(last)) {
+            Some(last) => {
+                let within = last.len;
+                last.crc32c = combine(last.crc32c, crc, len.into());
+                last.len += len;
+                last.samples += 1;
+                within
+            }
+            None => {
+                table.chunks.push(Chunk {
+                    shard: ShardId(0),
+                    offset,
+                    len,
+                    crc32c: crc,
+                    first_sample,
+                    samples: 1,
+                });
+                0
+            }
+        };
+        table.sample_crcs.push(content_crc);
+        table.spans.extend(spans.iter().map(|span| FieldSpan { offset: within + span.offset, ..*span }));
+        table.span_ends.push(u32::try_from(table.spans.len()).unwrap_or(u32::MAX));
+    }
+
+    pub(super) fn finish(mut self, fields: Vec<String>) -> ShardTable {
+        self.table.fields = fields;
+        self.table
+    }
+}
+
 /// A relative path of plain parts: no root, no `..`, nothing empty, so that it can never lead out of a dataset.
 pub(crate) fn is_shard_name(name: &str) -> bool {
     let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
     !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.contains('\0') && name.split('/').all(plain)
+}
+
+/// Datasets without files, for tests.
+#[cfg(test)]
+pub(crate) mod fixtures {
+    use super::*;
+    use crate::dataset::Dtype;
+
+    /// A dataset of one-byte records, in shards of those many records, of about four records a chunk.
+    pub(crate) fn dataset(shards: &[u8]) -> Manifest {
+        let layout = RecordLayout { dtype: Dtype::U8, items: 1, header_bytes: 0 };
+        let named = shards.iter().enumerate();
+        let named =
+            named.map(|(at, records)| Shard { name: format!("{at:04}.bin"), bytes: u64::from(*records) });
+        let mut draft = Draft::new(Format::Records(layout), vec!["data".into()], named.collect());
+        for (shard, records) in (0..).zip(shards) {
+            let mut chunker = Chunker::new(4);
+            for record in 0..*records {
+                chunker.push_sample(record.into(), 1, record.into(), record.into(), &[]);
+            }
+            draft.append(ShardId(shard), chunker.finish(vec!["data".into()])).unwrap();
+        }
+        draft.finish().unwrap()
+    }
 }

@@ -38,6 +38,8 @@ pub enum FaultCode {
     BadName,
     /// The store could not list or read.
     Unreadable,
+    /// The store could not write.
+    Unwritable,
     /// A shard ends before what it announces.
     Truncated,
     /// Bytes after the end of what a shard announces.
@@ -80,6 +82,7 @@ impl FaultCode {
             Self::TooMany => "too_many",
             Self::BadName => "bad_name",
             Self::Unreadable => "unreadable",
+            Self::Unwritable => "unwritable",
             Self::Truncated => "truncated",
             Self::TrailingBytes => "trailing_bytes",
             Self::TarHeader => "tar_header",

@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{DatasetFault, FaultCode, MAX_CHUNK_BYTES};
 
+mod indexer;
 mod npy;
 
+pub(super) use indexer::RecordIndexer;
 pub use npy::{MAX_NPY_HEADER_BYTES, NpyHeader, parse_npy};
 
 /// Type of one item of a record, little-endian.

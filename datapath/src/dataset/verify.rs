@@ -1,10 +1,16 @@
 //! Reads a dataset again and compares every byte with its manifest.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 
-use super::{DatasetFault, Manifest};
+use super::fault::MAX_FAULTS;
+use super::index::reading_fault;
+use super::{Chunk, DatasetFault, FaultCode, Manifest, SampleId, index_of};
+use crate::integrity::{Crc32c, crc32c};
+use crate::memory::Block;
 use crate::store::Store;
 
 /// What was found intact.
@@ -20,12 +26,85 @@ pub struct VerifyReport {
     pub bytes: u64,
 }
 
-/// Reads every chunk and compares it, and each sample in it; or says all that is wrong.
+/// Reads every chunk and compares it and each sample in it, `threads` chunks at a time; or says all that is wrong.
 pub async fn verify(
     store: &Store,
-    manifest: &Manifest,
+    manifest: &Arc<Manifest>,
     threads: NonZeroUsize,
 ) -> Result<VerifyReport, Vec<DatasetFault>> {
-    let _ = (store, manifest, threads);
-    Err(Vec::new())
+    let mut report =
+        VerifyReport { shards: super::count(manifest.shards().len()), ..VerifyReport::default() };
+    let mut faults = Vec::new();
+    let mut running = JoinSet::new();
+    let mut waiting = manifest.chunks().iter();
+    loop {
+        while running.len() < threads.get() && faults.len() < MAX_FAULTS {
+            let Some(chunk) = waiting.next().copied() else { break };
+            let (store, manifest) = (store.clone(), Arc::clone(manifest));
+            running.spawn(async move { (chunk, verify_chunk(&store, &manifest, &chunk).await) });
+        }
+        match running.join_next().await {
+            None => break,
+            Some(Ok((chunk, Ok(())))) => {
+                report.chunks += 1;
+                report.samples += u64::from(chunk.samples);
+                report.bytes += u64::from(chunk.len);
+            }
+            Some(Ok((chunk, Err(found)))) => {
+                let shard = &manifest.shard(chunk.shard).name;
+                faults.extend(found.into_iter().map(|fault| fault.in_shard(shard)));
+            }
+            Some(Err(_)) => {
+                faults.push(DatasetFault::new(FaultCode::Unreadable, "reading was stopped", "try again"))
+            }
+        }
+    }
+    if faults.is_empty() {
+        return Ok(report);
+    }
+    faults.sort_by(|a, b| (&a.shard, a.offset).cmp(&(&b.shard, b.offset)));
+    // A shard that is gone or cut short is one fault, not one for each of its chunks.
+    faults.dedup_by(|a, b| a.shard == b.shard && a.code == b.code && a.message == b.message);
+    faults.truncate(MAX_FAULTS);
+    Err(faults)
 }
+
+async fn verify_chunk(store: &Store, manifest: &Manifest, chunk: &Chunk) -> Result<(), Vec<DatasetFault>> {
+    let block = Block::with_len(index_of(chunk.len.into()));
+    let (block, read) = store.read(&manifest.shard(chunk.shard).name, chunk.offset, block).await;
+    if let Err(error) = read {
+        let fault = reading_fault(&error);
+        // Where a file ends does not depend on the chunk; anything else is said of the chunk.
+        return Err(vec![if fault.offset.is_none() { fault.at(chunk.offset) } else { fault }]);
+    }
+    let damaged_chunk = crc32c(&block) != chunk.crc32c;
+    let samples = chunk.first_sample.0..chunk.first_sample.0 + u64::from(chunk.samples);
+    let mut faults: Vec<_> = samples
+        .filter_map(|sample| verify_sample(manifest, chunk, SampleId(sample), &block))
+        .take(MAX_FAULTS)
+        .collect();
+    if damaged_chunk && faults.is_empty() {
+        let message = "bytes between the samples are not those that were indexed";
+        faults.push(DatasetFault::new(FaultCode::ChunkCrc, message, RESTORE).at(chunk.offset));
+    }
+    if faults.is_empty() { Ok(()) } else { Err(faults) }
+}
+
+fn verify_sample(manifest: &Manifest, chunk: &Chunk, sample: SampleId, block: &[u8]) -> Option<DatasetFault> {
+    let mut crc = Crc32c::new();
+    let mut first = None;
+    for span in manifest.spans(sample) {
+        let (from, len) = (index_of(span.offset.into()), index_of(span.len.into()));
+        first = first.or(Some(span.offset));
+        // A checked manifest's spans lie inside their chunk.
+        crc.update(block.get(from..from + len)?);
+    }
+    if crc.value() == manifest.sample_crc32c(sample) {
+        return None;
+    }
+    let message = format!("the bytes of sample {sample} are not those that were indexed");
+    let offset = chunk.offset + u64::from(first.unwrap_or(0));
+    Some(DatasetFault::new(FaultCode::SampleCrc, message, RESTORE).at(offset))
+}
+
+const RESTORE: &str = "copy the shard again; if it was changed on purpose, launcher data index DIRECTORY";
