@@ -90,7 +90,7 @@ impl Machine {
 
     /// When [`Event::Tick`] is due at the latest.
     pub(super) fn deadline(&self) -> Now {
-        let mut deadline = if self.link.session.is_none() {
+        let mut deadline = if self.link.session.is_none() && self.ending.is_none() {
             self.link.lost_at()
         } else {
             self.link.last_heartbeat + self.link.heartbeat
