@@ -12,8 +12,8 @@ from .environment import DATA_SOCKET
 from .errors import SlipwayError
 from .feed import open_connection
 
-NAMES_MAX = 256
-"""Values in one report at the most: a report is one packet, and a summary is read by people."""
+NAMES_MAX = 64
+"""Values in one report at the most, as the sidecar has it: a screenful of metrics."""
 
 
 def report(values: typing.Mapping[str, float]) -> None:

@@ -359,7 +359,7 @@ class Reporting(FeedTest):
             with self.subTest(value=value), self.assertRaises(errors.SlipwayError):
                 slipway.report(loss=value)  # type: ignore[arg-type]
         with self.assertRaises(errors.SlipwayError):
-            slipway.report(**{f"v{i}": 0.0 for i in range(257)})
+            slipway.report(**{f"v{i}": 0.0 for i in range(65)})
 
     def test_without_a_loader(self) -> None:
         with mock.patch.dict(os.environ, {DATA_SOCKET: "x"}), self.assertRaisesRegex(errors.SlipwayError, "no open loader"):
