@@ -6,6 +6,7 @@ checkpoint covers every step so far. A job that is restarted resumes at its last
 
 from __future__ import annotations
 
+import atexit
 import os
 import typing
 
@@ -68,6 +69,8 @@ class Loader:
                 "run it as `launcher job submit --workers 1 --data SOURCE -- python3 train.py`, or name the data under "
                 "spec.data of the job file",
             )
+        # The sidecar serves one trainer at a time: a loader that was forgotten must not keep this one waiting.
+        close_open_connection()
         return cls(Connection.open(name))
 
     def __iter__(self) -> Loader:
@@ -223,3 +226,14 @@ class Loader:
 def open_connection() -> typing.Optional[Connection]:
     """The connection of this process's loader, if one is open."""
     return _open
+
+
+def close_open_connection() -> None:
+    """Closes it, so that the sidecar has the last acknowledgement also where nobody closed the loader."""
+    global _open
+    connection, _open = _open, None
+    if connection is not None:
+        connection.close()
+
+
+atexit.register(close_open_connection)

@@ -221,6 +221,8 @@ class Connection:
 
     def _gone(self, cause: typing.Optional[OSError]) -> SlipwayError:
         """Why the connection ended: the sidecar's last word, if there is one among the packets that still wait."""
+        if self.closed:
+            return SidecarGone("the loader was closed", "a process has one loader at a time: opening another closes it")
         if cause is not None:
             try:
                 self._socket.setblocking(False)

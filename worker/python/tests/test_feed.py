@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import struct
+import subprocess
 import sys
 import typing
 import unittest
@@ -156,6 +157,29 @@ class Ending(FeedTest):
         sidecar = self.sidecar()
         with mock.patch.dict(os.environ, {DATA_SOCKET: sidecar.name}), slipway.loader() as loader:
             self.assertEqual(next(loader).step, 0)
+
+    def test_a_second_loader_closes_the_first(self) -> None:
+        sidecar = self.sidecar()
+        first = self.loader(sidecar)
+        next(first)
+        second = self.loader(sidecar)
+        self.assertEqual(next(second).step, 0)
+        with self.assertRaisesRegex(errors.SidecarGone, "the loader was closed"):
+            next(first)
+
+    def test_a_program_that_just_ends_has_acknowledged_what_it_did(self) -> None:
+        sidecar = self.sidecar()
+        program = (
+            "import slipway\nloader = slipway.loader()\nfor batch in loader:\n"
+            "    if batch.step == 2: break\nloader.commit(2)\nslipway.report(a=1)"
+        )
+        package = os.path.dirname(os.path.dirname(slipway.__file__))
+        environ = dict(os.environ, SLIPWAY_DATA_SOCKET=sidecar.name, PYTHONPATH=package)
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=60, env=environ)
+        self.assertTrue(sidecar.detached.acquire(timeout=10))
+        self.assertEqual([(kind, step) for kind, _, step in sidecar.received],
+                         [(handoff.ACKNOWLEDGE, 0), (handoff.ACKNOWLEDGE, 1), (handoff.COMMIT, 2)])
+        self.assertEqual(len(sidecar.objects), 1)
 
     def test_nobody_listens(self) -> None:
         with self.assertRaisesRegex(errors.SidecarGone, "cannot reach the sidecar"):
