@@ -202,7 +202,7 @@ fn npy_layout(
     options: &IndexOptions,
 ) -> Result<RecordLayout, DatasetFault> {
     let fault = |code, message: String, hint: &str| Err(DatasetFault::new(code, message, hint));
-    let asked = options.items.or(options.record.map(|record| record.items));
+    let asked = options.items.or_else(|| options.record.map(|record| record.items));
     if let Some(record) = options.record.filter(|record| record.dtype != header.dtype) {
         let message = format!("its items are {}, not {}", header.dtype, record.dtype);
         return fault(FaultCode::RecordLayout, message, "leave the type out: a .npy file says its own");

@@ -1,7 +1,6 @@
 //! Reads a dataset again and compares every byte with its manifest.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
@@ -26,10 +25,11 @@ pub struct VerifyReport {
     pub bytes: u64,
 }
 
-/// Reads every chunk and compares it and each sample in it, `threads` chunks at a time; or says all that is wrong.
+/// Reads every chunk and compares it and each sample in it; or says all that is wrong. `threads` chunks are read at the same
+/// time; comparing them is much faster than reading, so it is done in between.
 pub async fn verify(
     store: &Store,
-    manifest: &Arc<Manifest>,
+    manifest: &Manifest,
     threads: NonZeroUsize,
 ) -> Result<VerifyReport, Vec<DatasetFault>> {
     let mut report =
@@ -40,17 +40,26 @@ pub async fn verify(
     loop {
         while running.len() < threads.get() && faults.len() < MAX_FAULTS {
             let Some(chunk) = waiting.next().copied() else { break };
-            let (store, manifest) = (store.clone(), Arc::clone(manifest));
-            running.spawn(async move { (chunk, verify_chunk(&store, &manifest, &chunk).await) });
+            let (store, name) = (store.clone(), manifest.shard(chunk.shard).name.clone());
+            running.spawn(async move {
+                let block = Block::with_len(index_of(chunk.len.into()));
+                (chunk, store.read(&name, chunk.offset, block).await)
+            });
         }
         match running.join_next().await {
             None => break,
-            Some(Ok((chunk, Ok(())))) => {
+            Some(Ok((chunk, (block, read)))) => {
+                let found = match read {
+                    Ok(()) => verify_chunk(manifest, &chunk, &block),
+                    // Where a file ends does not depend on the chunk; anything else is said of the chunk.
+                    Err(error) => {
+                        let fault = reading_fault(&error);
+                        vec![if fault.offset.is_none() { fault.at(chunk.offset) } else { fault }]
+                    }
+                };
                 report.chunks += 1;
                 report.samples += u64::from(chunk.samples);
                 report.bytes += u64::from(chunk.len);
-            }
-            Some(Ok((chunk, Err(found)))) => {
                 let shard = &manifest.shard(chunk.shard).name;
                 faults.extend(found.into_iter().map(|fault| fault.in_shard(shard)));
             }
@@ -69,25 +78,18 @@ pub async fn verify(
     Err(faults)
 }
 
-async fn verify_chunk(store: &Store, manifest: &Manifest, chunk: &Chunk) -> Result<(), Vec<DatasetFault>> {
-    let block = Block::with_len(index_of(chunk.len.into()));
-    let (block, read) = store.read(&manifest.shard(chunk.shard).name, chunk.offset, block).await;
-    if let Err(error) = read {
-        let fault = reading_fault(&error);
-        // Where a file ends does not depend on the chunk; anything else is said of the chunk.
-        return Err(vec![if fault.offset.is_none() { fault.at(chunk.offset) } else { fault }]);
-    }
-    let damaged_chunk = crc32c(&block) != chunk.crc32c;
+fn verify_chunk(manifest: &Manifest, chunk: &Chunk, block: &[u8]) -> Vec<DatasetFault> {
+    let damaged_chunk = crc32c(block) != chunk.crc32c;
     let samples = chunk.first_sample.0..chunk.first_sample.0 + u64::from(chunk.samples);
     let mut faults: Vec<_> = samples
-        .filter_map(|sample| verify_sample(manifest, chunk, SampleId(sample), &block))
+        .filter_map(|sample| verify_sample(manifest, chunk, SampleId(sample), block))
         .take(MAX_FAULTS)
         .collect();
     if damaged_chunk && faults.is_empty() {
         let message = "bytes between the samples are not those that were indexed";
         faults.push(DatasetFault::new(FaultCode::ChunkCrc, message, RESTORE).at(chunk.offset));
     }
-    if faults.is_empty() { Ok(()) } else { Err(faults) }
+    faults
 }
 
 fn verify_sample(manifest: &Manifest, chunk: &Chunk, sample: SampleId, block: &[u8]) -> Option<DatasetFault> {

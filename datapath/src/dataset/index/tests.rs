@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 
 use super::*;
 use crate::dataset::tar::tests::archive;
@@ -44,7 +43,7 @@ impl Dataset {
     }
 
     async fn verify(&self, manifest: &Manifest) -> Result<VerifyReport, Vec<DatasetFault>> {
-        verify(&self.store, &Arc::new(manifest.clone()), NonZeroUsize::new(3).unwrap()).await
+        verify(&self.store, manifest, NonZeroUsize::new(3).unwrap()).await
     }
 }
 
@@ -174,9 +173,12 @@ async fn what_is_no_dataset() {
         let fault = dataset.fault(&with_record).await;
         assert_eq!((fault.code, fault.shard.as_deref()), (code, shard), "{fault}");
     }
-    for (file, code) in
-        [(&short, FaultCode::Truncated), (&long, FaultCode::TrailingBytes), (&flat, FaultCode::RecordLayout)]
-    {
+    for (file, code) in [
+        (&short, FaultCode::Truncated),
+        (&long, FaultCode::TrailingBytes),
+        (&cube, FaultCode::Npy),
+        (&flat, FaultCode::RecordLayout),
+    ] {
         let fault = Dataset::new(&[("a.npy", file)]).fault(&options()).await;
         assert_eq!(fault.code, code, "{fault}");
     }
@@ -260,7 +262,7 @@ async fn every_kind_of_damage_is_found_and_placed() {
     fs::remove_file(dataset.path("train/002.tar")).unwrap();
     // Another store, since this one still has the removed file open.
     let store = Store::open(dataset.directory.path().to_str().unwrap()).unwrap();
-    let faults = verify(&store, &Arc::new(manifest), NonZeroUsize::MIN).await.unwrap_err();
+    let faults = verify(&store, &manifest, NonZeroUsize::MIN).await.unwrap_err();
     let codes: Vec<_> = faults.iter().map(|fault| (fault.shard.as_deref().unwrap(), fault.code)).collect();
     assert_eq!(codes[0], ("train/001.tar", FaultCode::Truncated));
     assert_eq!(codes[codes.len() - 1], ("train/002.tar", FaultCode::ShardMissing));

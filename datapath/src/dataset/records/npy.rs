@@ -165,7 +165,8 @@ impl<'a> Literal<'a> {
         let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
         let number = text[..digits].parse().ok()?;
         // Python 2 wrote `10L`.
-        self.0 = text[digits..].strip_prefix('L').unwrap_or(&text[digits..]);
+        let rest = &text[digits..];
+        self.0 = rest.strip_prefix('L').unwrap_or(rest);
         Some(number)
     }
 
