@@ -10,6 +10,7 @@ pub mod environment;
 pub mod evidence;
 pub mod host;
 mod process;
+pub mod python;
 pub mod rendezvous;
 pub mod supervisor;
 pub mod sweep;
