@@ -32,7 +32,8 @@ Examples:
   launcher job logs digits --rank 2 --follow
   launcher data order shards/ --workers 4 --global-batch 256 --epoch 0 --digest
 
-Data goes to standard output, everything else to standard error. `launcher exit-codes` lists how a command may end.
+Data goes to standard output, everything else to standard error.
+`launcher exit-codes` lists how a command may end.
 Jobs keep their state below SLIPWAY_HOME (default: ~/.local/state/slipway).";
 
 /// Flags of every command.
@@ -138,8 +139,24 @@ pub enum JobCommand {
     },
 }
 
+const SUBMIT_HELP: &str = "\
+A job file:
+  apiVersion: slipway.dev/v1alpha1
+  kind: TrainingJob
+  metadata: {name: digits}
+  spec:
+    workers: {count: 4}
+    run:
+      command: [python3, train.py]
+    data:
+      source: shards             # relative to the file
+      globalBatch: 128
+      epochs: 20
+`launcher schema` describes every field.";
+
 /// `launcher job submit`
 #[derive(Args, Clone, Debug, Default)]
+#[command(after_long_help = SUBMIT_HELP)]
 pub struct Submit {
     /// A job file, YAML or JSON (see `launcher schema`)
     #[arg(value_name = "FILE")]
@@ -298,9 +315,10 @@ pub enum DataCommand {
 
 const ORDER_HELP: &str = "\
 Output:
-  One line per step and rank: STEP <tab> RANK <tab> SAMPLE IDS; a `+` marks padding. With --epochs, steps count on
-  over all epochs. With --output json, one object per step. --workers means ranks here: the consumers of a step.
-  With --digest one hash of (epoch, step, position, sample) over the steps, which is the same for any --workers.";
+  One line per step and rank: STEP <tab> RANK <tab> SAMPLE IDS; a `+` marks padding.
+  With --epochs, steps count on over all epochs. With --output json: one object per step.
+  With --digest: one hash of (epoch, step, position, sample) over the steps, padding included;
+  it is the same for any number of --workers.";
 
 /// A data set.
 #[derive(Args, Clone, Debug)]
@@ -341,7 +359,7 @@ pub struct Order {
     /// The job's seed
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
-    /// The epoch, from 0
+    /// The epoch, from 0 [default: 0]
     #[arg(long, value_name = "E", conflicts_with = "epochs")]
     pub epoch: Option<u64>,
     /// A whole job of so many epochs

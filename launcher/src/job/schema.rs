@@ -16,8 +16,39 @@ use super::units::{Bytes, GpuMode, parse_duration};
 /// The schema, with every type inlined: what the custom resource needs, too.
 pub static SCHEMA: LazyLock<Json> = LazyLock::new(|| {
     let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
-    settings.into_generator().into_root_schema_for::<TrainingJob>().to_value()
+    let mut schema = settings.into_generator().into_root_schema_for::<TrainingJob>().to_value();
+    without_null(&mut schema);
+    schema
 });
+
+/// A field that may be left out is not one that may be null; the checks refuse null, so the schema must, too.
+fn without_null(schema: &mut Json) {
+    if let Some(kinds) = schema.get_mut("type").and_then(Json::as_array_mut) {
+        kinds.retain(|kind| kind != "null");
+        if let [only] = &kinds[..] {
+            schema["type"] = only.clone();
+        }
+    }
+    let choice =
+        schema["anyOf"].as_array().and_then(|choices| choices.iter().find(|one| one["type"] != "null"));
+    if let Some(mut inner) = choice.cloned() {
+        // The field's own words come before those of its type.
+        let outer = std::mem::take(schema);
+        for (key, value) in outer.as_object().into_iter().flatten().filter(|(key, _)| *key != "anyOf") {
+            inner[key] = value.clone();
+        }
+        *schema = inner;
+    }
+    for keyword in ["properties", "items", "additionalProperties"] {
+        match schema.get_mut(keyword) {
+            Some(Json::Object(children)) if keyword == "properties" => {
+                children.values_mut().for_each(without_null);
+            }
+            Some(child @ Json::Object(_)) => without_null(child),
+            _ => {}
+        }
+    }
+}
 
 /// In which ways a document has another shape than the schema says.
 #[derive(Clone, Debug, Default)]
@@ -49,7 +80,7 @@ pub fn field<'a>(keys: impl IntoIterator<Item = &'a str>) -> Option<&'static Jso
 /// Whether a field's schema accepts text and nothing else.
 #[must_use]
 pub fn is_text(schema: &Json) -> bool {
-    types(schema).all(|kind| kind == "string" || kind == "null")
+    types(schema).all(|kind| kind == "string")
 }
 
 /// `parent.key`, with quotes around a key that would look like more than one.
@@ -64,16 +95,9 @@ pub fn join(parent: &str, key: &str) -> String {
 }
 
 fn property<'s>(schema: &'s Json, key: &str) -> Option<&'s Json> {
-    let schema = effective(schema);
     schema["properties"]
         .get(key)
         .or_else(|| Some(&schema["additionalProperties"]).filter(|free| free.is_object()))
-}
-
-/// An optional type is `anyOf [type, null]`: the type.
-fn effective(schema: &Json) -> &Json {
-    let choices = schema["anyOf"].as_array();
-    choices.and_then(|choices| choices.iter().find(|choice| choice["type"] != "null")).unwrap_or(schema)
 }
 
 fn types(schema: &Json) -> impl Iterator<Item = &str> {
@@ -82,7 +106,6 @@ fn types(schema: &Json) -> impl Iterator<Item = &str> {
 }
 
 fn check_node(node: &Node, place: &Place, schema: &Json, path: &str, shape: &mut Shape) {
-    let schema = effective(schema);
     let accepts = |kind: &str| types(schema).any(|accepted| accepted == kind);
     match &node.value {
         Value::Broken => {}
@@ -206,7 +229,7 @@ fn check_integer(number: i128, node: &Node, schema: &Json, path: &str) -> Option
 }
 
 fn wrong_type(node: &Node, schema: &Json, path: &str) -> Fault {
-    let wanted = types(schema).find(|kind| *kind != "null").unwrap_or("value");
+    let wanted = types(schema).next().unwrap_or("value");
     let expected = match (wanted, schema["format"].as_str()) {
         (_, Some("quantity")) => "a number of bytes such as 8Gi",
         (_, Some("duration")) => "a duration such as 30s",
@@ -266,7 +289,7 @@ fn unknown_key_hint(key: &str, schema: &Json) -> (String, Option<String>) {
 }
 
 fn find_key(schema: &Json, path: &str, key: &str, found: &mut Vec<String>) {
-    for (name, child) in effective(schema)["properties"].as_object().into_iter().flatten() {
+    for (name, child) in schema["properties"].as_object().into_iter().flatten() {
         let child_path = join(path, name);
         if name == key {
             found.push(child_path.clone());

@@ -42,7 +42,6 @@ mod seats;
 mod state;
 mod view;
 
-
 pub use budget::RestartPolicy;
 pub use evidence::{Cause, Observed, first_cause};
 pub use memory::{GroupSummary, Memory, Outcome, Record};
@@ -353,7 +352,10 @@ impl Group {
         match &self.state {
             State::Pending | State::Over(_) => {}
             State::Gathering { .. } | State::Preflight { .. } => self.tick_gathering(now),
-            State::Assigned { .. } | State::Joining { .. } | State::Running { .. } | State::Suspect { .. } => {
+            State::Assigned { .. }
+            | State::Joining { .. }
+            | State::Running { .. }
+            | State::Suspect { .. } => {
                 self.tick_running(now);
             }
             State::Clearing | State::Fencing { .. } | State::Ending { .. } => self.tick_fencing(now),

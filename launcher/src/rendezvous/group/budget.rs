@@ -57,8 +57,7 @@ mod tests {
     #[test]
     fn the_window_slides_and_the_pause_grows() {
         let second = Duration::from_secs(1);
-        let mut budget =
-            Budget::new(RestartPolicy { max: 3, window: 10 * second, backoff: second });
+        let mut budget = Budget::new(RestartPolicy { max: 3, window: 10 * second, backoff: second });
         assert_eq!(budget.spend(Duration::ZERO), Some(second));
         assert_eq!(budget.spend(second), Some(2 * second));
         assert_eq!(budget.spend(2 * second), Some(4 * second));

@@ -218,8 +218,7 @@ mod tests {
             message: format!("no {code}"),
             hint: format!("get {code}"),
         };
-        let faults =
-            [(WorkerId(0), fault("a")), (WorkerId(0), fault("b")), (WorkerId(1), fault("a"))];
+        let faults = [(WorkerId(0), fault("a")), (WorkerId(0), fault("b")), (WorkerId(1), fault("a"))];
         let cause = Cause::preflight(Generation(1), &faults);
         assert_eq!(cause.message, "no a [a] (worker 0, 1)\nno b [b] (worker 0)");
         assert_eq!((cause.hint.as_str(), cause.worker), ("get a", Some(WorkerId(0))));

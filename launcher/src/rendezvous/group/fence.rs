@@ -35,7 +35,9 @@ impl Group {
 
     pub(super) fn fence_is_recorded(&mut self, now: Now) {
         match &self.state {
-            State::Fencing { world, stage: FenceStage::Recording(record), .. } if *record <= self.persisted => {
+            State::Fencing { world, stage: FenceStage::Recording(record), .. }
+                if *record <= self.persisted =>
+            {
                 let (waiting, lost) = self.reachable(world);
                 let deadline = self.stop_deadline(now.elapsed);
                 let message = self.fence_message(world.generation);
@@ -239,7 +241,10 @@ impl Group {
             State::Pending | State::Clearing | State::Gathering { .. } | State::Preflight { .. } => {
                 self.end(Outcome::Cancelled);
             }
-            State::Assigned { .. } | State::Joining { .. } | State::Running { .. } | State::Suspect { .. } => {
+            State::Assigned { .. }
+            | State::Joining { .. }
+            | State::Running { .. }
+            | State::Suspect { .. } => {
                 self.fence(None, Next::End(Outcome::Cancelled));
             }
             State::Fencing { then, stage, .. } => {

@@ -70,7 +70,8 @@ impl Group {
     }
 
     pub(super) fn launched(&mut self, worker: WorkerId, started: u32) {
-        if let Some(Member { presence: Presence::Launching { pid, .. }, .. }) = self.members.get_mut(&worker) {
+        if let Some(Member { presence: Presence::Launching { pid, .. }, .. }) = self.members.get_mut(&worker)
+        {
             *pid = Some(started);
         }
     }
@@ -139,7 +140,8 @@ impl Group {
         faults: Vec<PreflightFault>,
         now: Now,
     ) {
-        let is_asked = matches!(self.state, State::Gathering { recorded: true, .. } | State::Preflight { .. });
+        let is_asked =
+            matches!(self.state, State::Gathering { recorded: true, .. } | State::Preflight { .. });
         if generation != self.generation || !is_asked {
             return;
         }
@@ -310,7 +312,8 @@ impl Group {
                 Some(Seat { worker: *worker, incarnation: present.incarnation, host })
             })
             .collect();
-        let ranks = u32::try_from(seats.len()).unwrap_or(u32::MAX).saturating_mul(self.config.ranks_per_worker);
+        let ranks =
+            u32::try_from(seats.len()).unwrap_or(u32::MAX).saturating_mul(self.config.ranks_per_worker);
         let world = Box::new(World {
             generation: self.generation,
             seats,
