@@ -7,7 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, getpid, getppid, getrlimit, set_parent_process_death_signal, setrlimit,
+};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// What to execute, and how.
@@ -25,6 +27,8 @@ pub(crate) struct ProcessSpec<'a> {
     pub(crate) cpus: &'a [u32],
     /// Becomes standard output and standard error.
     pub(crate) output: File,
+    /// Open files that the process may have.
+    pub(crate) files: Rlimit,
 }
 
 /// Starts a process in a group of its own, that dies (SIGKILL) when the *calling thread* ends: prctl(2),
@@ -46,10 +50,11 @@ pub(crate) fn spawn(spec: ProcessSpec<'_>) -> io::Result<Pid> {
     command.envs(spec.env);
     command.stdin(Stdio::null()).stdout(spec.output.try_clone()?).stderr(spec.output);
     let parent = getpid();
-    let between = move || prepare(parent, cpus.as_ref());
+    let files = spec.files;
+    let between = move || prepare(parent, cpus.as_ref(), files);
     #[expect(unsafe_code, reason = "work between fork and exec")]
     // SAFETY: `prepare` runs in the forked child of a process with threads, so it may only make async-signal-safe
-    // calls: it makes three system calls without libc state (rustix's raw back end), allocates nothing, takes no
+    // calls: it makes four system calls without libc state (rustix's raw back end), allocates nothing, takes no
     // lock, and touches only the copies that it owns. An error is passed to the parent by its number.
     unsafe {
         command.pre_exec(between);
@@ -61,7 +66,12 @@ pub(crate) fn spawn(spec: ProcessSpec<'_>) -> io::Result<Pid> {
         .ok_or_else(|| io::Error::other("the kernel gave out no process number"))
 }
 
-fn prepare(parent: Pid, cpus: Option<&CpuSet>) -> io::Result<()> {
+/// How many files this process may have open: what its ranks get, whatever it grants itself later.
+pub(crate) fn file_limit() -> Rlimit {
+    getrlimit(Resource::Nofile)
+}
+
+fn prepare(parent: Pid, cpus: Option<&CpuSet>, files: Rlimit) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // The parent may have ended before the line above: then no signal will come. ESRCH, 3, says so.
     if getppid() != Some(parent) {
@@ -70,6 +80,8 @@ fn prepare(parent: Pid, cpus: Option<&CpuSet>) -> io::Result<()> {
     if let Some(cpus) = cpus {
         sched_setaffinity(None, cpus)?;
     }
+    // The store may have raised ours far beyond what programs with select(2) can bear.
+    setrlimit(Resource::Nofile, files)?;
     Ok(())
 }
 

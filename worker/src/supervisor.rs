@@ -18,11 +18,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, kill_process_group, pidfd_open,
+    Pid, PidfdFlags, Rlimit, Signal, WaitOptions, WaitStatus, getpid, kill_process_group, pidfd_open,
     set_child_subreaper, wait, waitpid,
 };
 
-use crate::process::{ProcessSpec, spawn};
+use crate::process::{ProcessSpec, file_limit, spawn};
 use crate::rendezvous::message::ExitStatus;
 use crate::sweep;
 use crate::units::{Generation, Rank};
@@ -139,7 +139,14 @@ impl Supervisor {
         }
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (orders, inbox) = channel();
-        let thread = Thread { family, inbox, wake: Arc::clone(&wake), tell: Box::new(tell), current: None };
+        let thread = Thread {
+            family,
+            files: file_limit(),
+            inbox,
+            wake: Arc::clone(&wake),
+            tell: Box::new(tell),
+            current: None,
+        };
         let thread = std::thread::Builder::new().name("supervisor".into()).spawn(move || thread.run())?;
         Ok(Self { orders, wake, thread: Some(thread) })
     }
@@ -174,6 +181,7 @@ impl Drop for Supervisor {
 
 struct Thread {
     family: Family,
+    files: Rlimit,
     inbox: Receiver<Order>,
     wake: Arc<OwnedFd>,
     tell: Box<dyn Fn(SupervisorEvent) + Send>,
@@ -215,7 +223,7 @@ impl Thread {
             let _ = rustix::io::read(&self.wake, &mut drained);
             loop {
                 match self.inbox.try_recv() {
-                    Ok(Order::Launch(launch)) => self.launch(launch),
+                    Ok(Order::Launch(launch)) => self.launch(&launch),
                     Ok(Order::Stop { generation, grace }) => self.begin_stop(generation, grace),
                     Ok(Order::Shutdown) | Err(TryRecvError::Disconnected) => return self.kill_current(),
                     Err(TryRecvError::Empty) => break,
@@ -245,13 +253,14 @@ impl Thread {
         let _ = poll(&mut waits, limit.as_ref());
     }
 
-    fn launch(&mut self, launch: Launch) {
+    fn launch(&mut self, launch: &Launch) {
         self.kill_current();
         let generation = launch.generation;
-        let mut running = Running { generation, cookie: launch.cookie, ranks: Vec::new(), stop: None };
+        let mut running =
+            Running { generation, cookie: launch.cookie.clone(), ranks: Vec::new(), stop: None };
         let mut failed = None;
         for rank in &launch.ranks {
-            match start(generation, &launch.command, &launch.workdir, rank) {
+            match self.execute(launch, rank) {
                 Ok(process) => running.ranks.push(process),
                 Err(error) => {
                     failed = Some((rank.rank, error));
@@ -269,6 +278,25 @@ impl Thread {
             None => SupervisorEvent::Started { generation, pids },
             Some((rank, error)) => SupervisorEvent::NotStarted { generation, rank, error },
         });
+    }
+
+    fn execute(&self, launch: &Launch, rank: &RankProcess) -> io::Result<Process> {
+        let (output, log_start) = open_log(&rank.log, launch.generation)?;
+        let pid = spawn(ProcessSpec {
+            command: &launch.command,
+            env: &rank.env,
+            removed: &crate::environment::REMOVED,
+            workdir: &launch.workdir,
+            cpus: &rank.cpus,
+            output,
+            files: self.files.clone(),
+        })?;
+        // Not reaped before we do it, so the number is still this process's.
+        let handle = pidfd_open(pid, PidfdFlags::empty()).inspect_err(|_| {
+            let _ = kill_process_group(pid, Signal::KILL);
+            let _ = waitpid(Some(pid), WaitOptions::empty());
+        })?;
+        Ok(Process { rank: rank.rank, pid, handle, log_start, signalled: false, ended: false })
     }
 
     fn begin_stop(&mut self, generation: Generation, grace: Duration) {
@@ -381,23 +409,6 @@ impl Running {
             }
         }
     }
-}
-
-fn start(
-    generation: Generation,
-    command: &[String],
-    workdir: &Path,
-    rank: &RankProcess,
-) -> io::Result<Process> {
-    let (output, log_start) = open_log(&rank.log, generation)?;
-    let removed = &crate::environment::REMOVED;
-    let pid = spawn(ProcessSpec { command, env: &rank.env, removed, workdir, cpus: &rank.cpus, output })?;
-    // Not reaped before we do it, so the number is still this process's.
-    let handle = pidfd_open(pid, PidfdFlags::empty()).inspect_err(|_| {
-        let _ = kill_process_group(pid, Signal::KILL);
-        let _ = waitpid(Some(pid), WaitOptions::empty());
-    })?;
-    Ok(Process { rank: rank.rank, pid, handle, log_start, signalled: false, ended: false })
 }
 
 /// Opens a rank's log for appending, writes the generation's line, and says where its output begins.

@@ -1,5 +1,7 @@
 //! A whole worker with real ranks, against a launcher that follows a script.
 
+mod processes;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
