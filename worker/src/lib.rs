@@ -19,3 +19,4 @@ pub mod torch_store;
 pub mod units;
 
 pub use agent::run;
+pub use python::python_package;

@@ -230,16 +230,6 @@ impl Group {
 
     /// A worker was lost before anything was active: it is launched again, on the restart budget.
     pub(super) fn lost_while_gathering(&mut self, worker: WorkerId, why: &str, now: Now) {
-        if let State::Preflight { .. } = self.state {
-            // Its number is still good: nothing of this generation has been given out.
-            self.state = State::Gathering {
-                record: self.last_record,
-                recorded: true,
-                since: now.elapsed,
-                not_before: now.elapsed,
-                enough: None,
-            };
-        }
         let Some(backoff) = self.budget.spend(now.elapsed) else {
             let mut cause = Cause::plain(
                 CauseCode::WorkerLost,
@@ -251,6 +241,10 @@ impl Group {
             "look at the worker's own log: `launcher job logs --system`".clone_into(&mut cause.hint);
             return self.end(Outcome::Failed { cause });
         };
+        if let State::Preflight { .. } = self.state {
+            // Its members have been told the number, and one of them is another process now.
+            return self.gather(now, backoff);
+        }
         if let State::Gathering { not_before, .. } = &mut self.state {
             *not_before = now.elapsed.saturating_add(backoff).max(*not_before);
         }

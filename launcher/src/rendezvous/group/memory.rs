@@ -35,12 +35,12 @@ pub enum Record {
         /// Whether another generation follows.
         restart: bool,
     },
-    /// Every rank has durably saved everything before `step`.
+    /// Every rank has durably saved everything before `committed`.
     Commit {
         /// The generation.
         generation: Generation,
         /// Steps done.
-        step: Step,
+        committed: Step,
         /// Sums over them; of the epochs, those that this commit changed.
         settled: Settled,
         /// What was consumed by then, repeated steps included.
@@ -144,10 +144,10 @@ impl Memory {
                     self.cause.clone_from(cause);
                 }
             }
-            Record::Commit { generation, step, settled, work } => {
+            Record::Commit { generation, committed, settled, work } => {
                 self.generation = self.generation.max(*generation);
-                if *step >= self.committed {
-                    self.committed = *step;
+                if *committed >= self.committed {
+                    self.committed = *committed;
                     self.settled.totals = settled.totals;
                     self.settled.epochs.extend(&settled.epochs);
                     self.work = *work;

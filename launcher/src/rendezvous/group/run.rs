@@ -116,7 +116,7 @@ impl Group {
         let epochs = settled.epochs.iter().filter(|(epoch, digest)| before.get(epoch) != Some(digest));
         let record = Record::Commit {
             generation,
-            step,
+            committed: step,
             settled: Settled { totals: settled.totals, epochs: epochs.map(|(e, d)| (*e, *d)).collect() },
             work: world.progress.work(),
         };
