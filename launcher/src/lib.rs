@@ -13,4 +13,6 @@ pub mod dataset;
 pub mod error;
 pub mod job;
 pub mod output;
+pub mod placement;
 pub mod rendezvous;
+pub mod topology;

@@ -19,4 +19,3 @@ pub mod torch_store;
 pub mod units;
 
 pub use agent::run;
-pub use python::python_package;

@@ -1,28 +1,65 @@
 //! Jobs on this host: one controller process per job, workers as child processes of it.
+//!
+//! ```text
+//! submit ── prepare (data, program, places) ── folder ── controller ── worker-agent × N ── ranks
+//! list, status, logs ── folder (status file, lock, journal, logs)
+//! cancel ── signal to the controller          resume ── a new controller on the same folder
+//! ```
+//! A folder `jobs/<id>/` holds `job.json`, `journal.jsonl`, `status.json`, `controller.lock`, `slipway.manifest`,
+//! `logs/`, `checkpoints/` and `python/`. Whoever holds the lock controls the job; a free lock and a journal without
+//! an end is a launcher that died.
 
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::{
-    CancelOptions, JobStatus, LogLine, LogRequest, Plan, ProgressEvent, ResumeOptions, SubmitOptions,
+    CancelOptions, JobStatus, LogLine, LogRequest, PROGRESS_QUEUE_EVENTS, Plan, ProgressEvent, ResumeOptions,
+    SubmitOptions,
 };
 use crate::config::StateHome;
 use crate::error::{ExitCode, Failure};
 use crate::job::Job;
+use controller::Wish;
+use folder::{Folder, private_file, replace};
+use journal::{Entry, Journal};
+use setup::Setup;
 
-fn not_yet(verb: &str) -> Failure {
-    Failure::new(ExitCode::Unavailable, format!("failed to {verb}: this build has no local backend"))
-        .hint("use a newer build")
-}
+mod controller;
+mod folder;
+mod journal;
+mod logs;
+mod prepare;
+mod processes;
+mod report;
+mod setup;
+mod state;
+
+#[cfg(test)]
+mod tests;
+
+/// The hidden command that controls a detached job.
+const CONTROLLER_COMMAND: &str = "job-controller";
+/// Wishes that a controller has not looked at: a person's.
+const WISHES_MAX: usize = 16;
+/// How long a cancelled job may take to end, beyond its own grace: then `cancel` says so.
+const CANCEL_MAX: Duration = Duration::from_secs(60);
+/// How long a detached controller may take to hold its lock.
+const DETACH_MAX: Duration = Duration::from_secs(20);
+/// How often a wait looks again.
+const POLL: Duration = Duration::from_millis(20);
 
 /// What [`submit`] would do, and whether it could; creates nothing.
 ///
 /// # Errors
 /// When the job cannot run here: data, program or resources are missing.
-#[expect(clippy::unused_async, reason = "the signature is what the command line builds on")]
-pub async fn plan(_home: &StateHome, _job: &Job) -> Result<Plan, Failure> {
-    Err(not_yet("plan a job"))
+pub async fn plan(_home: &StateHome, job: &Job) -> Result<Plan, Failure> {
+    let prepared = prepare::prepare(job).await?;
+    Ok(prepare::plan(job, &prepared))
 }
 
 /// Runs a job to its end in this process (or, detached, until it exists) and returns its status then.
@@ -30,14 +67,38 @@ pub async fn plan(_home: &StateHome, _job: &Job) -> Result<Plan, Failure> {
 ///
 /// # Errors
 /// When the job cannot be started; then nothing of it is left.
-#[expect(clippy::unused_async, reason = "the signature is what the command line builds on")]
 pub async fn submit(
-    _home: &StateHome,
-    _job: Job,
-    _options: SubmitOptions,
-    _events: mpsc::Sender<ProgressEvent>,
+    home: &StateHome,
+    job: Job,
+    options: SubmitOptions,
+    events: mpsc::Sender<ProgressEvent>,
 ) -> Result<JobStatus, Failure> {
-    Err(not_yet("submit a job"))
+    // Everything that can be found wrong is found before anything is created.
+    let prepared = prepare::prepare(&job).await?;
+    let cannot_create = |error: &dyn std::error::Error| {
+        let path = home.jobs();
+        Failure::new(ExitCode::CannotCreate, format!("failed to create a job in {}", path.display()))
+            .because(error)
+            .hint("set SLIPWAY_HOME to a folder that you may write")
+    };
+    let folder = Folder::create(home, &job.name).map_err(|error| cannot_create(&error))?;
+    let made = create(&folder, &job).map_err(|error| cannot_create(&error));
+    let uid = match made {
+        Ok(uid) => uid,
+        Err(failure) => {
+            // What was made a moment ago is of no use to anybody.
+            let _ = std::fs::remove_dir_all(folder.path());
+            return Err(failure);
+        }
+    };
+    let submitted = ProgressEvent::Submitted { id: folder.id(), folder: folder.path().to_owned() };
+    let _ = events.send(submitted).await;
+    if options.detach {
+        return detach(&folder).await;
+    }
+    let lock = take_lock(&folder).await?;
+    let setup = Setup::new(&folder, job, uid, Default::default(), prepared)?;
+    controlled(folder, lock, setup, events).await
 }
 
 /// All jobs, newest first, without their ranks.
@@ -45,8 +106,20 @@ pub async fn submit(
 /// # Errors
 /// When the state folder cannot be read; a missing one is an empty list.
 #[expect(clippy::unused_async, reason = "the signature is what the command line builds on")]
-pub async fn list(_home: &StateHome) -> Result<Vec<JobStatus>, Failure> {
-    Err(not_yet("list jobs"))
+pub async fn list(home: &StateHome) -> Result<Vec<JobStatus>, Failure> {
+    let mut jobs = Vec::new();
+    for folder in all(home)? {
+        // A job that another release wrote must not hide the others.
+        match state::read(&folder) {
+            Ok(mut status) => {
+                status.rank_status.clear();
+                jobs.push(status);
+            }
+            Err(error) => tracing::warn!(id = folder.id(), error = error.message, "a job cannot be read"),
+        }
+    }
+    jobs.sort_by(|a, b| (b.created_unix_ms, &b.id).cmp(&(a.created_unix_ms, &a.id)));
+    Ok(jobs)
 }
 
 /// One job, by id or by name (the newest of that name).
@@ -54,8 +127,8 @@ pub async fn list(_home: &StateHome) -> Result<Vec<JobStatus>, Failure> {
 /// # Errors
 /// When there is none.
 #[expect(clippy::unused_async, reason = "the signature is what the command line builds on")]
-pub async fn status(_home: &StateHome, _job: &str) -> Result<JobStatus, Failure> {
-    Err(not_yet("read a job's status"))
+pub async fn status(home: &StateHome, job: &str) -> Result<JobStatus, Failure> {
+    state::read(&find(home, job)?)
 }
 
 /// Sends the lines that were asked for, in order per log, until there are none, the receiver is gone, or (when
@@ -63,44 +136,222 @@ pub async fn status(_home: &StateHome, _job: &str) -> Result<JobStatus, Failure>
 ///
 /// # Errors
 /// When there is no such job, rank or log.
-#[expect(clippy::unused_async, reason = "the signature is what the command line builds on")]
 pub async fn logs(
-    _home: &StateHome,
-    _job: &str,
-    _request: LogRequest,
-    _lines: mpsc::Sender<LogLine>,
+    home: &StateHome,
+    job: &str,
+    request: LogRequest,
+    lines: mpsc::Sender<LogLine>,
 ) -> Result<(), Failure> {
-    Err(not_yet("read a job's logs"))
+    logs::send(&find(home, job)?, &request, &lines).await
 }
 
 /// Cancels a job and waits until nothing of it runs.
 ///
 /// # Errors
 /// When there is no such job.
-#[expect(clippy::unused_async, reason = "the signature is what the command line builds on")]
-pub async fn cancel(_home: &StateHome, _job: &str, _options: CancelOptions) -> Result<JobStatus, Failure> {
-    Err(not_yet("cancel a job"))
+pub async fn cancel(home: &StateHome, job: &str, options: CancelOptions) -> Result<JobStatus, Failure> {
+    let folder = find(home, job)?;
+    let Some(pid) = folder.controller() else { return state::read(&folder) };
+    let wish = if options.now { Signal::QUIT } else { Signal::TERM };
+    if let Some(process) = Pid::from_raw(i32::try_from(pid).unwrap_or_default())
+        && let Ok(process) = pidfd_open(process, PidfdFlags::empty())
+        // Looked at again after it was opened: this is the process that holds the lock.
+        && folder.controller() == Some(pid)
+    {
+        // Fails when it has ended in the meantime.
+        let _ = pidfd_send_signal(&process, wish);
+    }
+    let ended = tokio::time::timeout(CANCEL_MAX, async {
+        while folder.controller().is_some() {
+            tokio::time::sleep(POLL).await;
+        }
+    });
+    if ended.await.is_err() {
+        return Err(Failure::new(ExitCode::Temporary, format!("failed to see the end of {}", folder.id()))
+            .hint("it is still being cancelled; `launcher job cancel --now` does not wait for the ranks"));
+    }
+    state::read(&folder)
 }
 
 /// Starts an ended, cancelled or orphaned job again at its last committed step; otherwise like [`submit`].
 ///
 /// # Errors
 /// When there is no such job or it still runs.
-#[expect(clippy::unused_async, reason = "the signature is what the command line builds on")]
 pub async fn resume(
-    _home: &StateHome,
-    _job: &str,
-    _options: ResumeOptions,
-    _events: mpsc::Sender<ProgressEvent>,
+    home: &StateHome,
+    job: &str,
+    options: ResumeOptions,
+    events: mpsc::Sender<ProgressEvent>,
 ) -> Result<JobStatus, Failure> {
-    Err(not_yet("resume a job"))
+    let folder = find(home, job)?;
+    let mut job = state::read_job(&folder)?;
+    let before = state::read(&folder)?;
+    if before.phase == super::Phase::Succeeded {
+        return Err(Failure::new(ExitCode::Usage, format!("failed to resume {}: it has succeeded", before.id))
+            .hint("submit it again to run it from the beginning"));
+    }
+    let lock = take_lock(&folder).await?;
+    if let Some(workers) = options.workers {
+        job.workers.count = workers;
+        job.workers.min = job.workers.min.min(workers);
+        if let Some(data) = &job.data
+            && data.order.global_batch < job.ranks()
+        {
+            let batch = data.order.global_batch;
+            return Err(Failure::new(
+                ExitCode::JobFile,
+                format!("failed to feed {} ranks with global batches of {batch} samples", job.ranks()),
+            )
+            .hint("resume with fewer workers"));
+        }
+    }
+    let prepared = prepare::prepare(&job).await?;
+    if options.workers.is_some() {
+        let cannot_write = |error: std::io::Error| {
+            Failure::new(ExitCode::CannotCreate, "failed to write the job").because(&error)
+        };
+        let bytes = serde_json::to_vec_pretty(&job).map_err(|error| cannot_write(error.into()))?;
+        replace(&folder.job(), &bytes).map_err(cannot_write)?;
+    }
+    let submitted = ProgressEvent::Submitted { id: folder.id(), folder: folder.path().to_owned() };
+    let _ = events.send(submitted).await;
+    if options.detach {
+        drop(lock);
+        return detach(&folder).await;
+    }
+    let story = state::read_story(&folder)?;
+    let setup = Setup::new(&folder, job, uid_of(&story)?, story.memory(), prepared)?;
+    controlled(folder, lock, setup, events).await
 }
 
 /// Controls the job in `folder` to its end: the body of the hidden command `job-controller`.
 ///
 /// # Errors
 /// When the folder holds no job, or another process controls it.
-#[expect(clippy::unused_async, reason = "the signature is what the command line builds on")]
-pub async fn control(_folder: &Path) -> Result<JobStatus, Failure> {
-    Err(not_yet("control a job"))
+pub async fn control(folder: &Path) -> Result<JobStatus, Failure> {
+    // A session of its own: the terminal's end is not the job's. Fails when it has one already.
+    let _ = rustix::process::setsid();
+    let folder = Folder::at(folder);
+    let job = state::read_job(&folder)?;
+    let lock = take_lock(&folder).await?;
+    let prepared = prepare::prepare(&job).await?;
+    let story = state::read_story(&folder)?;
+    let setup = Setup::new(&folder, job, uid_of(&story)?, story.memory(), prepared)?;
+    let (events, mut unheard) = mpsc::channel(PROGRESS_QUEUE_EVENTS);
+    tokio::spawn(async move { while unheard.recv().await.is_some() {} });
+    controlled(folder, lock, setup, events).await
+}
+
+/// Writes a new job down and returns its uid.
+fn create(folder: &Folder, job: &Job) -> std::io::Result<String> {
+    let random = getrandom::u64().and_then(|high| Ok((high, getrandom::u64()?)));
+    let (high, low) = random.map_err(|error| std::io::Error::other(error.to_string()))?;
+    let uid = format!("{high:016x}{low:016x}");
+    let created = Entry::Created { uid: uid.clone() };
+    Journal::open(&folder.journal())?.append(controller::unix_ms(), created, true)?;
+    // Last: a folder with it is a job.
+    replace(&folder.job(), &serde_json::to_vec_pretty(job)?)?;
+    Ok(uid)
+}
+
+fn uid_of(story: &journal::Story) -> Result<String, Failure> {
+    story.uid().ok_or_else(|| {
+        Failure::new(ExitCode::NotFound, "failed to read the job's journal: its first line is damaged")
+            .hint("submit the job again")
+    })
+}
+
+async fn take_lock(folder: &Folder) -> Result<folder::Lock, Failure> {
+    let failed = |error: std::io::Error| {
+        let path = folder.path().display();
+        Failure::new(ExitCode::CannotCreate, format!("failed to lock {path}")).because(&error)
+    };
+    folder.lock().await.map_err(failed)?.ok_or_else(|| {
+        let controller = folder.controller().map_or_else(String::new, |pid| format!(" (process {pid})"));
+        Failure::new(ExitCode::Temporary, format!("failed to control {}: it runs{controller}", folder.id()))
+            .hint(format!("cancel it first: launcher job cancel {}", folder.id()))
+    })
+}
+
+/// Runs the controller under this process's signals: the first asks, the second does not wait.
+async fn controlled(
+    folder: Folder,
+    lock: folder::Lock,
+    setup: Setup,
+    events: mpsc::Sender<ProgressEvent>,
+) -> Result<JobStatus, Failure> {
+    let (wishes, receiver) = mpsc::channel(WISHES_MAX);
+    let failed = |error: std::io::Error| {
+        Failure::new(ExitCode::Internal, "failed to listen for signals").because(&error)
+    };
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut quit = signal(SignalKind::quit()).map_err(failed)?;
+    let listener = tokio::spawn(async move {
+        loop {
+            let wish = tokio::select! {
+                _ = interrupt.recv() => Wish::Cancel,
+                _ = terminate.recv() => Wish::Cancel,
+                _ = quit.recv() => Wish::CancelNow,
+            };
+            if wishes.send(wish).await.is_err() {
+                return;
+            }
+        }
+    });
+    let end = controller::run(folder, lock, setup, receiver, events).await;
+    listener.abort();
+    end
+}
+
+/// Starts a controller process and returns when it controls the job.
+async fn detach(folder: &Folder) -> Result<JobStatus, Failure> {
+    let failed = |error: std::io::Error| {
+        Failure::new(ExitCode::Internal, "failed to start the job's controller").because(&error)
+    };
+    let log = private_file().append(true).create(true).open(folder.launcher_log()).map_err(failed)?;
+    let mut child = std::process::Command::new(controller::this_program().map_err(failed)?)
+        .arg(CONTROLLER_COMMAND)
+        .arg(folder.path())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().map_err(failed)?)
+        .stderr(log)
+        .spawn()
+        .map_err(failed)?;
+    let begun = tokio::time::timeout(DETACH_MAX, async {
+        while folder.controller() != Some(child.id()) {
+            // It may end before anybody looks: then its status is the job's.
+            if child.try_wait().ok().flatten().is_some() {
+                return;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    });
+    if begun.await.is_err() {
+        return Err(Failure::new(ExitCode::Temporary, "failed to see the job's controller begin")
+            .hint(format!("look at {}", folder.launcher_log().display())));
+    }
+    state::read(folder)
+}
+
+fn all(home: &StateHome) -> Result<Vec<Folder>, Failure> {
+    Folder::all(home).map_err(|error| {
+        let path = home.jobs();
+        Failure::new(ExitCode::NotFound, format!("failed to list the jobs in {}", path.display()))
+            .because(&error)
+    })
+}
+
+/// By id, else the newest job of that name.
+fn find(home: &StateHome, job: &str) -> Result<Folder, Failure> {
+    let folders = all(home)?;
+    if let Some(folder) = folders.iter().find(|folder| folder.id() == job) {
+        return Ok(folder.clone());
+    }
+    let named = folders.into_iter().filter(|folder| folder.name() == job);
+    let newest = named.max_by_key(|folder| state::read_story(folder).map_or(0, |story| story.created()));
+    newest.ok_or_else(|| {
+        Failure::new(ExitCode::NotFound, format!("failed to find a job {job:?}"))
+            .hint("`launcher job list` shows all jobs, with their ids and names")
+    })
 }

@@ -60,6 +60,12 @@ impl Outbound {
     pub fn send(&self, message: ToWorker) -> bool {
         self.0.try_send(message).is_ok()
     }
+
+    /// Whether somebody is there to hear it.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.0.is_closed()
+    }
 }
 
 /// Why there is no server.

@@ -10,7 +10,7 @@ use crate::backend::Phase;
 
 use super::evidence::Cause;
 use super::memory::{GroupSummary, Outcome};
-use super::progress::Settled;
+use super::progress::{Settled, Work};
 use super::state::{EndStage, State, World};
 use super::{Group, Member};
 
@@ -68,6 +68,7 @@ impl Group {
             State::Joining { .. } => Phase::Joining,
             State::Running { .. } => Phase::Running,
             State::Suspect { .. } => Phase::Suspect,
+            State::Ending { outcome: Outcome::Succeeded, stage: EndStage::Recording(_) } => Phase::Running,
             State::Fencing { .. } | State::Ending { stage: EndStage::Recording(_), .. } => Phase::Fencing,
             State::Ending { outcome, .. } | State::Over(outcome) => match outcome {
                 Outcome::Succeeded => Phase::Succeeded,
@@ -147,6 +148,16 @@ impl Group {
             work,
             reported: self.reported.clone(),
             counters: self.counters(),
+        }
+    }
+
+    /// What was consumed so far, repeated steps included.
+    #[must_use]
+    pub fn work(&self) -> Work {
+        match (self.world(), &self.ended) {
+            (Some(world), _) => world.progress.work(),
+            (None, Some(ended)) => ended.work,
+            (None, None) => self.start.work,
         }
     }
 

@@ -1,0 +1,277 @@
+//! One job's controller: the shell around the membership state machine. It owns the journal, the processes, the
+//! rendezvous and the clock; every decision is the group's.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+use worker::rendezvous::message::ToWorker;
+use worker::units::{Incarnation, WorkerId};
+
+use super::folder::{Folder, Lock};
+use super::journal::{Entry, Journal};
+use super::processes::{ProcessEvent, Processes};
+use super::report::Reporter;
+use super::setup::Setup;
+use crate::backend::{JobStatus, Phase, ProgressEvent};
+use crate::error::{ExitCode, Failure};
+use crate::rendezvous::authority::Authority;
+use crate::rendezvous::group::{Action, Event, Group, Now, Outcome};
+use crate::rendezvous::server::{Inbound, Outbound, Server};
+
+/// How often time passes for the group: a tenth of its shortest limit that a person notices.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What can be asked of a controller from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// End the job; the ranks may save what they have.
+    Cancel,
+    /// End it at once.
+    CancelNow,
+}
+
+/// The running controller.
+pub(super) struct Controller {
+    folder: Folder,
+    setup: Setup,
+    group: Group,
+    journal: Journal,
+    processes: Processes,
+    sessions: BTreeMap<(WorkerId, Incarnation), Outbound>,
+    server: Server,
+    reporter: Reporter,
+    phase: Phase,
+    started: Instant,
+    cancelling: bool,
+    _lock: Lock,
+}
+
+/// What a controller hears.
+struct Ears {
+    inbound: mpsc::Receiver<Inbound>,
+    processes: mpsc::Receiver<ProcessEvent>,
+    wishes: mpsc::Receiver<Wish>,
+}
+
+/// Controls the job to its end and returns its last status.
+pub(super) async fn run(
+    folder: Folder,
+    lock: Lock,
+    mut setup: Setup,
+    wishes: mpsc::Receiver<Wish>,
+    events: mpsc::Sender<ProgressEvent>,
+) -> Result<JobStatus, Failure> {
+    let internal = |error: &dyn std::error::Error| Failure::from_error(ExitCode::Internal, error);
+    let total = setup.worker_count();
+    let mut authority = Authority::new(&folder.id()).map_err(|error| internal(&error))?;
+    for worker in (0..total).map(WorkerId) {
+        let identity = authority.worker(worker).map_err(|error| internal(&error))?;
+        setup.identities.insert(worker, identity);
+    }
+    let identity = authority.launcher().map_err(|error| internal(&error))?;
+    let (server, inbound) =
+        Server::start(&identity, Ipv4Addr::LOCALHOST.into(), authority.fingerprints().clone()).map_err(
+            |error| Failure::from_error(ExitCode::Unavailable, &error).hint("are the ports of 127.0.0.1 used up?"),
+        )?;
+    let cannot_write = |error: std::io::Error| {
+        let path = folder.path().display();
+        Failure::new(ExitCode::CannotCreate, format!("failed to write into {path}")).because(&error)
+    };
+    let mut journal = Journal::open(&folder.journal()).map_err(cannot_write)?;
+    let begun = Entry::Controller { pid: std::process::id(), workers: setup.job.workers.count.get() };
+    journal.append(unix_ms(), begun, false).map_err(cannot_write)?;
+    let program = this_program().map_err(|error| internal(&error))?;
+    let (processes, process_events) =
+        Processes::new(program, setup.uid.clone(), usize::try_from(total).unwrap_or(usize::MAX));
+    let group = Group::new(setup.group_config(), setup.memory.clone());
+    let reporter = Reporter::new(folder.clone(), &setup, events);
+    let controller = Controller {
+        folder,
+        setup,
+        group,
+        journal,
+        processes,
+        sessions: BTreeMap::new(),
+        server,
+        reporter,
+        phase: Phase::Pending,
+        started: clock(),
+        cancelling: false,
+        _lock: lock,
+    };
+    controller.run(Ears { inbound, processes: process_events, wishes }).await
+}
+
+impl Controller {
+    async fn run(mut self, mut ears: Ears) -> Result<JobStatus, Failure> {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut wishes_are_open = true;
+        self.handle(Event::Start).await?;
+        while self.group.outcome().is_none() {
+            tokio::select! {
+                Some(inbound) = ears.inbound.recv() => self.inbound(inbound).await?,
+                Some(event) = ears.processes.recv() => self.process(event).await?,
+                wish = ears.wishes.recv(), if wishes_are_open => match wish {
+                    Some(wish) => self.wish(wish).await?,
+                    None => wishes_are_open = false,
+                },
+                _ = ticks.tick() => self.handle(Event::Tick).await?,
+            }
+        }
+        let outcome = self.group.outcome().cloned();
+        if let Some(Outcome::Failed { cause }) = &outcome {
+            tracing::info!(message = %cause.message, "the job failed");
+        }
+        self.sessions.clear();
+        self.server.close().await;
+        Ok(self.reporter.finish(&self.group, unix_ms()))
+    }
+
+    async fn inbound(&mut self, inbound: Inbound) -> Result<(), Failure> {
+        let event = match inbound {
+            Inbound::Registered { registration, outbound } => {
+                self.sessions.retain(|_, session| session.is_open());
+                self.sessions.insert((registration.worker, registration.incarnation), outbound);
+                Event::Registered(registration)
+            }
+            Inbound::Message { worker, incarnation, message } => {
+                Event::Message { worker, incarnation, message }
+            }
+        };
+        self.handle(event).await
+    }
+
+    async fn process(&mut self, event: ProcessEvent) -> Result<(), Failure> {
+        let event = match event {
+            ProcessEvent::Gone { worker, pid, how } => {
+                tracing::info!(%worker, pid, %how, "a worker's process is gone");
+                Event::Gone { worker, pid, how }
+            }
+            ProcessEvent::Swept { generation, workers } => Event::Swept { generation, workers },
+        };
+        self.handle(event).await
+    }
+
+    async fn wish(&mut self, wish: Wish) -> Result<(), Failure> {
+        // A second wish means that the first took too long.
+        let now = wish == Wish::CancelNow || self.cancelling;
+        self.cancelling = true;
+        self.reporter.tell(ProgressEvent::Cancelling { now }).await;
+        self.handle(Event::Cancel { now }).await
+    }
+
+    /// Gives the group an event and does what it says, until there is nothing more to do.
+    async fn handle(&mut self, event: Event) -> Result<(), Failure> {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let now = self.now();
+            let actions = self.group.handle(event, now);
+            // The phase is told before what follows from it, so that a journal reads in order.
+            self.note_phase().await?;
+            for action in actions {
+                if let Some(event) = self.act(action).await? {
+                    events.push_back(event);
+                }
+            }
+        }
+        self.reporter.refresh(&self.group, self.started.elapsed(), unix_ms());
+        Ok(())
+    }
+
+    async fn act(&mut self, action: Action) -> Result<Option<Event>, Failure> {
+        match action {
+            Action::Persist { id, record } => {
+                let durable = record.is_durable();
+                self.append(Entry::Group(record), durable)?;
+                return Ok(Some(Event::Persisted(id)));
+            }
+            Action::Launch { worker } => return Ok(Some(self.launch(worker))),
+            Action::Sweep { generation, workers } => self.processes.sweep(generation, workers),
+            Action::Send { worker, incarnation, message } => self.send(worker, incarnation, message),
+            Action::Restarting { cause, backoff } => {
+                self.reporter.restarting(&self.group, &cause, backoff).await;
+            }
+            Action::Done(_) => {}
+        }
+        Ok(None)
+    }
+
+    fn launch(&mut self, worker: WorkerId) -> Event {
+        let Some(config) = self.setup.worker_config(&self.folder, worker, self.server.address()) else {
+            return Event::Gone { worker, pid: 0, how: "it has no place".to_owned() };
+        };
+        match self.processes.launch(&config, &self.folder.worker_log(worker)) {
+            Ok(pid) => Event::Launched { worker, pid },
+            Err(error) => {
+                Event::Gone { worker, pid: 0, how: format!("its process cannot be started: {error}") }
+            }
+        }
+    }
+
+    fn send(&mut self, worker: WorkerId, incarnation: Incarnation, message: ToWorker) {
+        let key = (worker, incarnation);
+        let is_last = matches!(message, ToWorker::Refuse { .. });
+        let is_sent = self.sessions.get(&key).is_some_and(|session| session.send(message));
+        if is_last || !is_sent {
+            // Dropping it closes the connection; a worker that is still wanted comes again and is told again.
+            self.sessions.remove(&key);
+        }
+    }
+
+    fn append(&mut self, entry: Entry, durable: bool) -> Result<(), Failure> {
+        self.journal.append(unix_ms(), entry, durable).map_err(|error| {
+            let path = self.folder.journal();
+            Failure::new(ExitCode::CannotCreate, format!("failed to write {}", path.display()))
+                .because(&error)
+                .hint("is the disk full? `launcher job resume` goes on from the last committed step")
+        })
+    }
+
+    async fn note_phase(&mut self) -> Result<(), Failure> {
+        let phase = self.group.phase();
+        if phase == self.phase {
+            return Ok(());
+        }
+        self.phase = phase;
+        let generation = self.group.generation();
+        self.append(Entry::Phase { phase, generation }, false)?;
+        self.reporter.phase(&self.group, unix_ms()).await;
+        Ok(())
+    }
+
+    fn now(&self) -> Now {
+        let unix = SystemTime::now_unix();
+        Now { elapsed: self.started.elapsed(), unix_ns: u64::try_from(unix.as_nanos()).unwrap_or(u64::MAX) }
+    }
+}
+
+trait UnixNow {
+    fn now_unix() -> Duration;
+}
+
+impl UnixNow for SystemTime {
+    #[expect(clippy::disallowed_methods, reason = "a shell: it owns the clock")]
+    fn now_unix() -> Duration {
+        Self::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub(super) fn unix_ms() -> u64 {
+    u64::try_from(SystemTime::now_unix().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[expect(clippy::disallowed_methods, reason = "a shell: it owns the clock")]
+fn clock() -> Instant {
+    Instant::now()
+}
+
+/// The program that knows the hidden commands. A test binary is not it, so tests name another.
+pub(super) fn this_program() -> std::io::Result<PathBuf> {
+    std::env::current_exe()
+}

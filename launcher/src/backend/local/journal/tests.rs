@@ -1,0 +1,85 @@
+//! Whatever happens to a journal's tail, what was whole before it is still known.
+
+use proptest::prelude::*;
+use worker::units::Step;
+
+use super::*;
+
+fn record(index: u64) -> Record {
+    match index % 3 {
+        0 => Record::Generation { generation: Generation(index / 3 + 1) },
+        1 => Record::Commit {
+            generation: Generation(index / 3 + 1),
+            committed: Step(index),
+            settled: Default::default(),
+            work: Default::default(),
+        },
+        _ => Record::Fence { generation: Generation(index / 3 + 1), cause: None, restart: true },
+    }
+}
+
+fn write(count: u64) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let mut journal = Journal::open(&path).unwrap();
+    journal.append(1, Entry::Created { uid: "u".to_owned() }, true).unwrap();
+    for index in 0..count {
+        journal.append(index + 2, Entry::Group(record(index)), record(index).is_durable()).unwrap();
+    }
+    std::fs::read(path).unwrap()
+}
+
+#[test]
+fn what_is_written_is_read() {
+    let story = Story::parse(&write(7));
+    assert_eq!((story.lines.len(), story.damaged), (8, 0));
+    assert_eq!((story.uid().as_deref(), story.created()), (Some("u"), 1));
+    let memory = story.memory();
+    assert_eq!((memory.generation, memory.fenced), (Generation(3), Generation(2)));
+    assert_eq!((memory.committed, memory.restarts), (Step(4), 2));
+}
+
+#[test]
+fn a_torn_line_does_not_swallow_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let mut bytes = write(3);
+    bytes.truncate(bytes.len() - 5);
+    std::fs::write(&path, &bytes).unwrap();
+    let mut journal = Journal::open(&path).unwrap();
+    journal.append(9, Entry::Group(record(3)), true).unwrap();
+    let story = Story::read(&path).unwrap();
+    assert_eq!((story.lines.len(), story.damaged), (4, 1));
+    assert_eq!(story.memory().generation, Generation(2));
+}
+
+proptest! {
+    #[test]
+    fn a_cut_loses_only_what_is_behind_it(count in 0_u64..12, cut in any::<prop::sample::Index>()) {
+        let bytes = write(count);
+        let cut = cut.index(bytes.len() + 1);
+        let whole = bytes[..cut].iter().filter(|byte| **byte == b'\n').count();
+        let story = Story::parse(&bytes[..cut]);
+        // A cut just before the end of a line leaves all of its JSON.
+        prop_assert!(story.lines.len() == whole || story.lines.len() == whole + 1);
+        prop_assert_eq!(&story.lines[..], &Story::parse(&bytes).lines[..story.lines.len()]);
+    }
+
+    #[test]
+    fn damage_is_found_and_never_believed(
+        count in 1_u64..12,
+        hits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+    ) {
+        let original = write(count);
+        let mut bytes = original.clone();
+        for (at, value) in hits {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        let truth = Story::parse(&original);
+        let story = Story::parse(&bytes);
+        for line in &story.lines {
+            prop_assert!(truth.lines.contains(line), "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! From a job to everything that must be known before anything is created: data, program, places.
+
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+
+use datapath::dataset::index::IndexOptions;
+use datapath::dataset::records::{Dtype, RecordLayout};
+use datapath::dataset::{ChunkId, Manifest};
+use datapath::order::{Consumer, Order, share};
+use worker::units::{Rank, WorkerId};
+
+use crate::backend::{Plan, PlannedData, PlannedWorker};
+use crate::dataset;
+use crate::error::{ExitCode, Failure};
+use crate::job::{Data, Job};
+use crate::placement::{Placement, Request, place};
+use crate::topology::local::cluster;
+
+/// The kernel's limit of symbolic links does the same for programs: a bound on what is looked through.
+const PATH_FOLDERS_MAX: usize = 1024;
+
+/// What a job needs, found.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) placement: Placement,
+    pub(super) data: Option<PreparedData>,
+}
+
+/// Its data.
+#[derive(Debug)]
+pub(super) struct PreparedData {
+    pub(super) manifest: Manifest,
+    pub(super) steps_per_epoch: NonZeroU64,
+}
+
+/// Finds all of it, or says what is missing.
+pub(super) async fn prepare(job: &Job) -> Result<Prepared, Failure> {
+    let placement = place(&cluster(), &Request::of(job)).map_err(|refused| {
+        let mut failure = Failure::from_error(ExitCode::Unavailable, &refused);
+        failure.causes = refused.reasons;
+        failure.hint("ask for fewer workers, or for less of what each worker needs")
+    })?;
+    find_program(job)?;
+    let data = match &job.data {
+        Some(data) => Some(prepare_data(data).await?),
+        None => None,
+    };
+    Ok(Prepared { placement, data })
+}
+
+async fn prepare_data(data: &Data) -> Result<PreparedData, Failure> {
+    let record = match &data.record {
+        Some(record) => Some(RecordLayout {
+            dtype: dtype(record.dtype)?,
+            items: record.items.get(),
+            header_bytes: 0,
+        }),
+        None => None,
+    };
+    let options = IndexOptions { record, ..IndexOptions::default() };
+    let manifest = dataset::open(&data.source, &options).await?.manifest;
+    let order = Order::new(&manifest, data.order)
+        .map_err(|error| Failure::from_error(ExitCode::Data, &error).hint("lower data.globalBatch"))?;
+    let steps_per_epoch = NonZeroU64::new(order.steps_per_epoch()).unwrap_or(NonZeroU64::MIN);
+    Ok(PreparedData { manifest, steps_per_epoch })
+}
+
+fn dtype(dtype: crate::job::spec::DtypeSpec) -> Result<Dtype, Failure> {
+    let name = serde_json::to_value(dtype).ok();
+    let parsed = name.as_ref().and_then(serde_json::Value::as_str).and_then(|name| name.parse().ok());
+    parsed.ok_or_else(|| Failure::new(ExitCode::Internal, format!("failed to use the type {dtype:?}")))
+}
+
+/// Looks the program up as the kernel and `execvp` will, so that a typing error is told before a job exists.
+fn find_program(job: &Job) -> Result<(), Failure> {
+    let run = &job.run;
+    if !run.workdir.is_dir() {
+        let folder = run.workdir.display();
+        return Err(Failure::new(ExitCode::NotFound, format!("failed to use the working folder {folder}"))
+            .hint("spec.run.workdir must name a folder that exists"));
+    }
+    let Some(program) = run.command.first() else {
+        return Err(Failure::new(ExitCode::JobFile, "failed to run an empty command"));
+    };
+    let candidates: Vec<PathBuf> = if program.contains('/') {
+        vec![run.workdir.join(program)]
+    } else {
+        let inherited = std::env::var_os("PATH");
+        let path = run.env.get("PATH").map(Into::into).or(inherited).unwrap_or_default();
+        std::env::split_paths(&path).take(PATH_FOLDERS_MAX).map(|f| run.workdir.join(f).join(program)).collect()
+    };
+    if candidates.iter().any(|path| is_executable(path)) {
+        return Ok(());
+    }
+    let there = candidates.iter().find(|path| path.is_file());
+    Err(match there {
+        Some(path) => Failure::new(ExitCode::NotFound, format!("failed to execute {}", path.display()))
+            .hint("make it executable: chmod +x"),
+        None => Failure::new(ExitCode::NotFound, format!("failed to find the command {program:?}"))
+            .hint("is it installed, and spelled right? a path is taken from the working folder"),
+    })
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+/// What would be done with it.
+pub(super) fn plan(job: &Job, prepared: &Prepared) -> Plan {
+    let ranks_per_worker = job.run.ranks_per_worker.get();
+    let count = job.workers.count.get();
+    let owned = prepared.data.as_ref().map(|data| owned(&data.manifest, count)).unwrap_or_default();
+    let workers = prepared.placement.workers.iter().map(|place| {
+        let index = place.worker.0;
+        let ranks = if index < count {
+            (index * ranks_per_worker..(index + 1) * ranks_per_worker).map(Rank).collect()
+        } else {
+            Vec::new()
+        };
+        let (chunks_owned, bytes_owned) =
+            usize::try_from(index).ok().and_then(|index| owned.get(index).copied()).unwrap_or_default();
+        PlannedWorker {
+            worker: place.worker,
+            host: place.host.clone(),
+            ranks,
+            cpus: place.cpus.clone(),
+            numa_node: place.numa_node,
+            gpus: Vec::new(),
+            chunks_owned,
+            bytes_owned,
+        }
+    });
+    Plan {
+        name: job.name.clone(),
+        backend: "local".to_owned(),
+        ranks: job.ranks().get(),
+        command: job.run.command.clone(),
+        workdir: job.run.workdir.clone(),
+        workers: workers.collect(),
+        data: job.data.as_ref().zip(prepared.data.as_ref()).map(|(data, found)| planned(job, data, found)),
+        notes: prepared.placement.notes.clone(),
+    }
+}
+
+fn planned(job: &Job, data: &Data, found: &PreparedData) -> PlannedData {
+    let manifest = &found.manifest;
+    let global_batch = data.order.global_batch.get();
+    let of = job.ranks();
+    let samples_per_rank = (0..of.get()).map(|index| {
+        let share = share(global_batch, Consumer { index, of });
+        share.end - share.start
+    });
+    let count = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
+    PlannedData {
+        source: data.source.clone(),
+        digest: manifest.digest().to_string(),
+        shards: count(manifest.shards().len()),
+        chunks: count(manifest.chunks().len()),
+        samples: manifest.sample_count(),
+        bytes: manifest.bytes(),
+        steps_per_epoch: found.steps_per_epoch.get(),
+        epochs: data.epochs.get(),
+        global_batch,
+        samples_per_rank: samples_per_rank.collect(),
+    }
+}
+
+/// Chunks and bytes that each worker reads from the store.
+fn owned(manifest: &Manifest, workers: u32) -> Vec<(u64, u64)> {
+    let mut owned = vec![(0, 0); usize::try_from(workers).unwrap_or_default()];
+    for (index, chunk) in (0_u32..).zip(manifest.chunks()) {
+        let owner = owner(ChunkId(index), workers);
+        if let Some((chunks, bytes)) = usize::try_from(owner.0).ok().and_then(|owner| owned.get_mut(owner)) {
+            *chunks += 1;
+            *bytes += u64::from(chunk.len);
+        }
+    }
+    owned
+}
+
+fn owner(chunk: ChunkId, workers: u32) -> WorkerId {
+    // The data plane's own choice takes over here once it is a public function; for a plan any even split says the
+    // same: about as many chunks each.
+    WorkerId(chunk.0 % workers.max(1))
+}

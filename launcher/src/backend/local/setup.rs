@@ -1,0 +1,140 @@
+//! What a controller needs to begin: the job, what was prepared for it, and what earlier controllers left.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU64;
+
+use datapath::dataset::manifest;
+use datapath::transport::quic::tls::{Identity, fingerprint};
+use worker::config::{DataConfig, RunConfig, WorkerConfig};
+use worker::units::{Generation, WorkerId};
+
+use super::folder::{Folder, replace};
+use super::prepare::Prepared;
+use crate::error::{ExitCode, Failure};
+use crate::job::Job;
+use crate::placement::Placement;
+use crate::rendezvous::authority::LAUNCHER_NAME;
+use crate::rendezvous::group::{GroupConfig, Memory, RestartPolicy, Timing};
+
+/// Batches in flight per rank: one is trained on, one is ready, two are on their way.
+const SLOTS: u32 = 4;
+/// Bytes of chunks that one worker holds: 64 chunks, a window of the default shuffle.
+const CACHE_BYTES: u64 = 64 * (4 << 20) + (32 << 20);
+
+/// Everything a controller begins with.
+#[derive(Debug)]
+pub(super) struct Setup {
+    pub(super) job: Job,
+    pub(super) uid: String,
+    pub(super) memory: Memory,
+    pub(super) placement: Placement,
+    pub(super) steps_per_epoch: Option<NonZeroU64>,
+    pub(super) identities: BTreeMap<WorkerId, Identity>,
+    manifest_digest: String,
+}
+
+impl Setup {
+    /// Writes what workers read from the job's folder: the manifest and the trainer's package.
+    pub(super) fn new(
+        folder: &Folder,
+        job: Job,
+        uid: String,
+        memory: Memory,
+        prepared: Prepared,
+    ) -> Result<Self, Failure> {
+        let cannot_write = |error: std::io::Error| {
+            let path = folder.path().display();
+            Failure::new(ExitCode::CannotCreate, format!("failed to write into {path}")).because(&error)
+        };
+        worker::python::unpack(&folder.python()).map_err(cannot_write)?;
+        let mut manifest_digest = String::new();
+        if let Some(data) = &prepared.data {
+            replace(&folder.manifest(), &manifest::encode(&data.manifest)).map_err(cannot_write)?;
+            manifest_digest = data.manifest.digest().to_string();
+        }
+        Ok(Self {
+            job,
+            uid,
+            memory,
+            placement: prepared.placement,
+            steps_per_epoch: prepared.data.map(|data| data.steps_per_epoch),
+            identities: BTreeMap::new(),
+            manifest_digest,
+        })
+    }
+
+    pub(super) fn worker_count(&self) -> u32 {
+        self.job.workers.count.get().saturating_add(self.job.workers.spares)
+    }
+
+    /// Steps of the whole job.
+    pub(super) fn steps_total(&self) -> Option<u64> {
+        let epochs = self.job.data.as_ref()?.epochs.get();
+        Some(self.steps_per_epoch?.get().saturating_mul(epochs))
+    }
+
+    pub(super) fn group_config(&self) -> GroupConfig {
+        let restarts = &self.job.restarts;
+        let hex = |identity: &Identity| {
+            fingerprint(&identity.cert_der).iter().map(|byte| format!("{byte:02x}")).collect()
+        };
+        GroupConfig {
+            workers: self.job.workers.count.get(),
+            min_workers: self.job.workers.min.get(),
+            spares: self.job.workers.spares,
+            ranks_per_worker: self.job.run.ranks_per_worker.get(),
+            steps_per_epoch: self.steps_per_epoch,
+            restarts: RestartPolicy { max: restarts.max, window: restarts.window, backoff: restarts.backoff },
+            timing: Timing::default(),
+            fingerprints: self.identities.iter().map(|(worker, identity)| (*worker, hex(identity))).collect(),
+        }
+    }
+
+    /// What one worker is told.
+    pub(super) fn worker_config(
+        &self,
+        folder: &Folder,
+        worker: WorkerId,
+        launcher: SocketAddr,
+    ) -> Option<WorkerConfig> {
+        let index = usize::try_from(worker.0).ok()?;
+        let place = self.placement.workers.get(index)?;
+        let job = &self.job;
+        Some(WorkerConfig {
+            job: folder.id(),
+            job_uid: self.uid.clone(),
+            worker,
+            launcher,
+            launcher_name: LAUNCHER_NAME.to_owned(),
+            bind: Ipv4Addr::LOCALHOST.into(),
+            identity: self.identities.get(&worker)?.clone(),
+            run: RunConfig {
+                command: job.run.command.clone(),
+                env: job.run.env.clone(),
+                workdir: job.run.workdir.clone(),
+                ranks_per_worker: job.run.ranks_per_worker.get(),
+            },
+            cpus: place.cpus.clone(),
+            data: job.data.as_ref().map(|data| DataConfig {
+                source: data.source.clone(),
+                manifest: folder.manifest(),
+                digest: self.manifest_digest.clone(),
+                order: data.order,
+                epochs: data.epochs.get(),
+                transport: data.transport,
+                slots: SLOTS,
+                cache_bytes: CACHE_BYTES,
+            }),
+            log_folder: folder.logs(),
+            checkpoint_folder: folder.checkpoints(),
+            python_folder: folder.python(),
+            hang_ms: job.hang_timeout.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
+        })
+    }
+
+    /// Whether an earlier controller has begun.
+    pub(super) fn is_resumed(&self) -> bool {
+        self.memory.generation > Generation(0)
+    }
+}
