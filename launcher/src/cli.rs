@@ -4,10 +4,11 @@ use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use datapath::dataset::Dtype;
 use datapath::order::{Remainder, Shuffle};
 
+use crate::job::Record;
 use crate::job::resolve::SHUFFLE_CHUNKS_DEFAULT;
+use crate::job::spec::DtypeSpec;
 use crate::job::units::Bytes;
 
 /// Launches distributed training jobs and feeds them.
@@ -250,7 +251,7 @@ pub struct DataFlags {
     pub remainder: Option<RemainderFlag>,
     /// The records of .bin files (and of one-dimensional .npy files)
     #[arg(long, value_name = "DTYPE:ITEMS", value_parser = parse_record)]
-    pub record: Option<RecordFlag>,
+    pub record: Option<Record>,
     /// Which lanes may carry samples: prefer-rdma, require-rdma or quic
     #[arg(long, value_name = "POLICY")]
     pub transport: Option<String>,
@@ -327,7 +328,7 @@ pub struct Source {
     pub source: String,
     /// The records of .bin files (and of one-dimensional .npy files), such as u16:2048
     #[arg(long, value_name = "DTYPE:ITEMS", value_parser = parse_record)]
-    pub record: Option<RecordFlag>,
+    pub record: Option<Record>,
 }
 
 /// `launcher data index`
@@ -400,20 +401,14 @@ impl From<RemainderFlag> for Remainder {
     }
 }
 
-/// `DTYPE:ITEMS`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RecordFlag {
-    /// One item.
-    pub dtype: Dtype,
-    /// Items of one record.
-    pub items: NonZeroU32,
-}
-
-fn parse_record(text: &str) -> Result<RecordFlag, String> {
+fn parse_record(text: &str) -> Result<Record, String> {
     let (dtype, items) = text.split_once(':').ok_or("write it as DTYPE:ITEMS, for example u16:2048")?;
-    let dtype = dtype.parse().map_err(|error| format!("failed to {error}"))?;
+    let dtype = DtypeSpec::from_name(dtype).ok_or_else(|| {
+        let names: Vec<_> = DtypeSpec::ALL.iter().map(|dtype| dtype.name()).collect();
+        format!("{dtype:?} is no type of an item: known are {}", names.join(", "))
+    })?;
     let items = items.parse().map_err(|_| "items are a whole number from 1 on, for example u16:2048")?;
-    Ok(RecordFlag { dtype, items })
+    Ok(Record { dtype, items })
 }
 
 fn parse_shuffle(text: &str) -> Result<Shuffle, String> {

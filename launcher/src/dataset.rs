@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 
 use datapath::dataset::index::{self, IndexOptions, Origin};
-use datapath::dataset::{DatasetFault, FaultCode, Manifest};
+use datapath::dataset::{DatasetFault, FaultCode, Manifest, RecordLayout};
 use datapath::store::{Store, StoreError};
 
 use crate::error::{ExitCode, Failure, Report};
+use crate::job::Record;
 
 /// A data set that can be read.
 #[derive(Debug)]
@@ -28,6 +29,18 @@ pub async fn open(source: &str, options: &IndexOptions) -> Result<Dataset, Failu
     let opened = index::open(&store, options).await;
     let (manifest, origin) = opened.map_err(|faults| faults_failure(source, &faults))?;
     Ok(Dataset { store, manifest, origin })
+}
+
+/// How a source without a manifest is read, when its records are so.
+#[must_use]
+pub fn index_options(record: Option<Record>) -> IndexOptions {
+    let items = record.map(|record| record.items.get());
+    let layout = |record: Record| RecordLayout {
+        dtype: record.dtype.into(),
+        items: record.items.get(),
+        header_bytes: 0,
+    };
+    IndexOptions { record: record.map(layout), items, ..IndexOptions::default() }
 }
 
 /// Opens the place where shards are.

@@ -11,8 +11,6 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use datapath::dataset::RecordLayout;
-use datapath::dataset::index::IndexOptions;
 use datapath::order::OrderSpec;
 use datapath::select::TransportPolicy;
 use serde::{Deserialize, Serialize};
@@ -190,23 +188,6 @@ pub struct Data {
     pub transport: TransportPolicy,
     /// The records of `.bin` files.
     pub record: Option<Record>,
-}
-
-impl Data {
-    /// How a source without a manifest is read.
-    #[must_use]
-    pub fn index_options(&self) -> IndexOptions {
-        let record = self.record.map(|record| RecordLayout {
-            dtype: record.dtype.into(),
-            items: record.items.get(),
-            header_bytes: 0,
-        });
-        IndexOptions {
-            record,
-            items: self.record.map(|record| record.items.get()),
-            ..IndexOptions::default()
-        }
-    }
 }
 
 /// Fixed-size records of a file without a header.

@@ -4,12 +4,12 @@ use std::num::NonZeroUsize;
 
 use datapath::dataset::index::{self, IndexOptions, Origin};
 use datapath::dataset::verify::{self, VerifyReport};
-use datapath::dataset::{Format, Manifest, RecordLayout};
+use datapath::dataset::{Format, Manifest};
 use serde::Serialize;
 
 use super::order;
 use crate::cli::{DataCommand, Index, Source};
-use crate::dataset::{self, faults_failure};
+use crate::dataset::{self, faults_failure, index_options};
 use crate::error::{ExitCode, Failure};
 use crate::output::{Printer, bytes, table};
 
@@ -22,7 +22,8 @@ pub async fn run(command: DataCommand, printer: Printer) -> Result<ExitCode, Fai
         DataCommand::Index(flags) => index(flags, printer).await?,
         DataCommand::Verify { source, threads } => verify(source, threads, printer).await?,
         DataCommand::Ls { source } => {
-            let listing = Listing::new(&dataset::open(&source.source, &options(&source)).await?.manifest);
+            let listing =
+                Listing::new(&dataset::open(&source.source, &index_options(source.record)).await?.manifest);
             printer.data(&listing, list)?;
         }
         DataCommand::Order(flags) => order::run(&flags, printer).await?,
@@ -30,19 +31,9 @@ pub async fn run(command: DataCommand, printer: Printer) -> Result<ExitCode, Fai
     Ok(ExitCode::Ok)
 }
 
-/// How a source without a manifest is read.
-pub(super) fn options(source: &Source) -> IndexOptions {
-    let record = source.record.map(|record| RecordLayout {
-        dtype: record.dtype,
-        items: record.items.get(),
-        header_bytes: 0,
-    });
-    IndexOptions { record, items: source.record.map(|record| record.items.get()), ..IndexOptions::default() }
-}
-
 async fn index(flags: Index, printer: Printer) -> Result<(), Failure> {
     let Index { source, chunk_bytes, threads } = flags;
-    let defaults = options(&source);
+    let defaults = index_options(source.record);
     let options = IndexOptions {
         chunk_bytes: chunk_bytes.unwrap_or(defaults.chunk_bytes),
         threads: threads.unwrap_or(defaults.threads),
@@ -61,7 +52,7 @@ async fn index(flags: Index, printer: Printer) -> Result<(), Failure> {
 }
 
 async fn verify(source: Source, threads: Option<NonZeroUsize>, printer: Printer) -> Result<(), Failure> {
-    let options = options(&source);
+    let options = index_options(source.record);
     let opened = dataset::open(&source.source, &options).await?;
     if opened.origin == Origin::Indexed {
         printer.note("warning: there is no manifest, so the shards are only checked for being readable");

@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 use datapath::order::{Consumer, EpochOrder, Order, OrderDigest, OrderSpec, Placed};
 use serde::Serialize;
 
-use super::data::options;
 use crate::cli;
 use crate::dataset;
 use crate::error::{ExitCode, Failure};
@@ -16,7 +15,8 @@ use crate::output::Printer;
 /// # Errors
 /// When the data cannot be opened or is smaller than a batch, or the steps do not exist.
 pub async fn run(flags: &cli::Order, printer: Printer) -> Result<(), Failure> {
-    let manifest = dataset::open(&flags.source.source, &options(&flags.source)).await?.manifest;
+    let manifest =
+        dataset::open(&flags.source.source, &dataset::index_options(flags.source.record)).await?.manifest;
     let spec = OrderSpec {
         seed: flags.seed,
         global_batch: flags.global_batch,

@@ -214,7 +214,7 @@ fn data_fields(flags: &DataFlags, here: &Path) -> Vec<Override> {
     });
     let record = record.map(|record| {
         let items = Value::Integer(record.items.get().into());
-        map("--record", "spec.data.record", &[("dtype", word(&record.dtype.to_string())), ("items", items)])
+        map("--record", "spec.data.record", &[("dtype", word(record.dtype.name())), ("items", items)])
     });
     let remainder = remainder.map(|remainder| match remainder {
         crate::cli::RemainderFlag::Drop => "drop".to_owned(),

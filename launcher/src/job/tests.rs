@@ -110,6 +110,28 @@ fn the_defaults_in_the_rules_are_those_of_the_type() {
 }
 
 #[test]
+fn the_names_of_types_are_those_of_the_schema() {
+    for dtype in DtypeSpec::ALL {
+        assert_eq!(serde_json::to_value(dtype).unwrap(), dtype.name());
+        assert_eq!(datapath::dataset::Dtype::from(dtype).to_string(), dtype.name());
+    }
+}
+
+/// Texts that a parser with recursion, or with work beyond the text's length, would choke on.
+#[test]
+fn hostile_texts_are_refused_in_no_time() {
+    let n = source::SOURCE_BYTES_MAX / 8;
+    for unit in [
+        "[", "{", "{a: ", "- ", "? ", "a: &a ", "- *a\n", "!x ", "\"\\", "'", "|\n", "%", "---\n", "x,",
+        "x\n",
+    ] {
+        let text = unit.repeat(n / unit.len());
+        let faults = parse(&text, &origin()).unwrap_err();
+        assert!(!faults.list().is_empty());
+    }
+}
+
+#[test]
 fn an_object_without_lines_is_checked_the_same() {
     let (node, _) = source::read(BASE);
     let mut document: TrainingJob = serde_json::from_value(node.unwrap().to_json()).unwrap();

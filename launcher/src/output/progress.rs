@@ -133,3 +133,75 @@ fn sentence(event: &ProgressEvent) -> Option<String> {
         ProgressEvent::Progress(_) | ProgressEvent::Reported { .. } => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use worker::units::{Generation, Rank, Step};
+
+    use super::*;
+    use crate::backend::{Cause, CauseCode, Paths};
+
+    #[test]
+    fn events_read_as_sentences() {
+        let cause = Cause {
+            code: CauseCode::Signal,
+            rank: Some(Rank(1)),
+            worker: None,
+            host: None,
+            generation: Generation(1),
+            exit: None,
+            message: "ended by signal 9 (SIGKILL)\nmore".to_owned(),
+            hint: String::new(),
+            log_tail: Vec::new(),
+            seen_unix_ms: 0,
+        };
+        let phase = |phase, generation, message: &str| ProgressEvent::Phase {
+            phase,
+            generation: Generation(generation),
+            message: message.to_owned(),
+        };
+        let events = [
+            ProgressEvent::Submitted { id: "digits-1a2b".to_owned(), folder: "/jobs/digits-1a2b".into() },
+            phase(Phase::Gathering, 1, "2 of 4 workers"),
+            phase(Phase::Running, 1, ""),
+            ProgressEvent::Restarting {
+                cause,
+                restart: 1,
+                restarts_max: 3,
+                backoff_ms: 1500,
+                from_step: Step(40),
+            },
+            phase(Phase::Running, 2, ""),
+            ProgressEvent::Warning {
+                code: "no_huge_pages".to_owned(),
+                message: "small pages are used".to_owned(),
+            },
+            ProgressEvent::Cancelling { now: false },
+            phase(Phase::Failed, 2, ""),
+        ];
+        let mut said = String::new();
+        for event in &events {
+            writeln!(said, "{}", sentence(event).unwrap_or_else(|| "(nothing)".to_owned())).unwrap();
+        }
+        insta::assert_snapshot!("sentences", said);
+    }
+
+    #[test]
+    fn a_plain_line_has_the_numbers() {
+        let progress = Progress {
+            step: Step(120),
+            steps_total: Some(Step(210)),
+            samples_per_second: 436.87,
+            bytes_per_second: 1.25e9,
+            paths: Paths { local: 1, quic: 3, rdma: 0 },
+            reported: [("loss".to_owned(), 0.25)].into(),
+            ..Progress::default()
+        };
+        assert_eq!(
+            plain(&progress),
+            "step 120/210, 436.9 samples/s, 1.25 GB/s, from local 25%, quic 75%; loss 0.25"
+        );
+    }
+}

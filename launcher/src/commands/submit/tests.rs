@@ -38,7 +38,7 @@ fn flags_alone_make_a_job() {
     let data = job.data.unwrap();
     assert_eq!(data.source, std::path::absolute("shards").unwrap().to_str().unwrap());
     assert_eq!(data.order.seed, 5);
-    assert_eq!(data.index_options().record.unwrap().items, 32);
+    assert_eq!(data.record.unwrap().items.get(), 32);
     assert_eq!(job.hang_timeout.unwrap().as_secs(), 600);
 }
 
