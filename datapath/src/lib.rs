@@ -9,10 +9,12 @@ pub mod fault;
 pub mod integrity;
 pub mod memory;
 pub mod order;
+pub mod ring;
 pub mod select;
 pub mod store;
 #[cfg(test)]
 mod testing;
 pub mod transport;
+pub mod wire;
 
 pub use counters::Counters;
