@@ -1,6 +1,7 @@
 //! What a data plane has done since its start, as numbers that only grow.
 
 use std::ops::AddAssign;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,19 @@ macro_rules! counters {
         impl AddAssign for Counters {
             fn add_assign(&mut self, other: Self) {
                 $(self.$name = self.$name.saturating_add(other.$name);)*
+            }
+        }
+
+        /// The same numbers while they are being counted, by many tasks.
+        #[derive(Debug, Default)]
+        pub(crate) struct Counting {
+            $(pub(crate) $name: Count,)*
+        }
+
+        impl Counting {
+            /// The numbers of this moment.
+            pub(crate) fn read(&self) -> Counters {
+                Counters { $($name: self.$name.0.load(Ordering::Relaxed),)* }
             }
         }
     };
@@ -42,4 +56,16 @@ counters! {
     slot_wait_ns,
     /// Batches published.
     batches,
+}
+
+/// One number that only grows.
+#[derive(Debug, Default)]
+pub(crate) struct Count(AtomicU64);
+
+impl Count {
+    /// Counts so many more.
+    pub(crate) fn add(&self, more: impl TryInto<u64>) {
+        // Nothing else is ordered by a counter.
+        self.0.fetch_add(more.try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
 }

@@ -3,6 +3,7 @@
 //! Knows no job, no rank and no Kubernetes. Reading order: `dataset`, `order`, `store`, `memory`, `cache`, `wire`,
 //! `session`, `select`, `transport`, `loader`, `ring`, `handoff`.
 
+pub mod cache;
 pub mod counters;
 pub mod dataset;
 pub mod fault;
@@ -11,6 +12,7 @@ pub mod memory;
 pub mod order;
 pub mod ring;
 pub mod select;
+pub mod session;
 pub mod store;
 #[cfg(test)]
 mod testing;

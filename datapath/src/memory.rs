@@ -75,13 +75,15 @@ pub struct BlockPool {
 struct PoolInner {
     free: Mutex<Vec<Vec<u8>>>,
     keep: usize,
+    block_bytes: usize,
 }
 
 impl BlockPool {
-    /// A pool that keeps at most `keep` returned blocks; the rest goes back to the allocator.
+    /// A pool whose blocks hold at least `block_bytes`, and which keeps at most `keep` returned ones; the rest goes
+    /// back to the allocator.
     #[must_use]
-    pub fn new(keep: usize) -> Self {
-        Self { inner: Arc::new(PoolInner { free: Mutex::default(), keep }) }
+    pub fn new(keep: usize, block_bytes: usize) -> Self {
+        Self { inner: Arc::new(PoolInner { free: Mutex::default(), keep, block_bytes }) }
     }
 
     /// A block of `len` bytes, whose content is what its last user left (or zeros).
@@ -91,7 +93,7 @@ impl BlockPool {
         let mut bytes = returned.unwrap_or_default();
         if bytes.len() < len {
             // A fresh zeroed allocation, instead of growing: the old content need not be copied.
-            bytes = vec![0; len.next_multiple_of(BLOCK_ALIGN_BYTES)];
+            bytes = vec![0; len.max(self.inner.block_bytes).next_multiple_of(BLOCK_ALIGN_BYTES)];
         }
         Block { bytes, len, pool: Some(Arc::clone(&self.inner)) }
     }
@@ -103,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_pool_recycles_up_to_its_bound() {
-        let pool = BlockPool::new(1);
+        let pool = BlockPool::new(1, 100);
         let (mut one, two) = (pool.take(5000), pool.take(10));
         assert_eq!((one.len(), two.len()), (5000, 10));
         one[4999] = 7;

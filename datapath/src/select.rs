@@ -1,6 +1,21 @@
-//! Which lane carries a request next (pure).
+//! Which owner and which lane carries a request next (pure).
+//!
+//! A chunk's owner is the usable peer with the highest score by rendezvous hashing: every worker computes the same
+//! without talking, and when one goes, only its chunks move. A peer that failed is not usable for a while, longer
+//! each time; afterwards it is tried again.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::dataset::ChunkId;
+
+/// A peer rests this long after its first failure: longer than a lost packet, shorter than a restart.
+pub const COOLDOWN_MIN: Duration = Duration::from_secs(1);
+/// And this long at the most, so that a healed peer is found again within half a minute.
+pub const COOLDOWN_MAX: Duration = Duration::from_secs(30);
 
 /// Which lanes a job allows between workers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,4 +28,127 @@ pub enum TransportPolicy {
     RequireRdma,
     /// QUIC only.
     Quic,
+}
+
+/// A lane kind that a plane uses towards all peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LaneKind {
+    /// One-sided reads through a host channel adapter.
+    Rdma,
+    /// Streams of one QUIC connection.
+    Quic,
+}
+
+/// The lane to use, and the reason when it is not the preferred one; none when the policy allows none that works.
+#[must_use]
+pub fn lane(policy: TransportPolicy, rdma: Result<(), &str>) -> Option<(LaneKind, Option<String>)> {
+    match (policy, rdma) {
+        (TransportPolicy::Quic, _) => Some((LaneKind::Quic, None)),
+        (_, Ok(())) => Some((LaneKind::Rdma, None)),
+        (TransportPolicy::PreferRdma, Err(reason)) => Some((LaneKind::Quic, Some(reason.to_owned()))),
+        (TransportPolicy::RequireRdma, Err(_)) => None,
+    }
+}
+
+/// One worker's data plane, by the worker's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PeerId(pub u32);
+
+/// The owner of a chunk among the usable peers: none only when there is no usable one.
+#[must_use]
+pub fn owner(chunk: ChunkId, peers: &[PeerId], usable: impl Fn(PeerId) -> bool) -> Option<PeerId> {
+    // Ties (one in 2^64) go to the higher number, so that all agree also then.
+    peers.iter().copied().filter(|&peer| usable(peer)).max_by_key(|&peer| (score(chunk, peer), peer))
+}
+
+fn score(chunk: ChunkId, peer: PeerId) -> u64 {
+    let both = u64::from(chunk.0) << 32 | u64::from(peer.0);
+    xxh3_64(&both.to_le_bytes())
+}
+
+/// Which peers have failed lately. Times count from any fixed moment.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    resting: BTreeMap<PeerId, Rest>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Rest {
+    until: Duration,
+    failures: u32,
+}
+
+impl Health {
+    /// Whether requests may go to this peer.
+    #[must_use]
+    pub fn usable(&self, peer: PeerId, now: Duration) -> bool {
+        self.resting.get(&peer).is_none_or(|rest| rest.until <= now)
+    }
+
+    /// It answered: it is as good as new.
+    pub fn succeeded(&mut self, peer: PeerId) {
+        self.resting.remove(&peer);
+    }
+
+    /// It failed. Several failures during one rest (of requests that were under way together) count as one.
+    pub fn failed(&mut self, peer: PeerId, now: Duration) {
+        let failures = match self.resting.get(&peer) {
+            Some(rest) if rest.until > now => return,
+            Some(rest) => rest.failures.saturating_add(1),
+            None => 1,
+        };
+        let rest = COOLDOWN_MIN.saturating_mul(1 << (failures - 1).min(16)).min(COOLDOWN_MAX);
+        self.resting.insert(peer, Rest { until: now + rest, failures });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peers(of: u32) -> Vec<PeerId> {
+        (0..of).map(PeerId).collect()
+    }
+
+    #[test]
+    fn owners_are_spread_and_only_the_lost_ones_chunks_move() {
+        let all = peers(4);
+        let mut owned = BTreeMap::<PeerId, u32>::new();
+        for chunk in (0..4000).map(ChunkId) {
+            let before = owner(chunk, &all, |_| true).unwrap();
+            *owned.entry(before).or_default() += 1;
+            let after = owner(chunk, &all, |peer| peer != PeerId(2)).unwrap();
+            assert_ne!(after, PeerId(2));
+            assert!(before == PeerId(2) || before == after);
+        }
+        assert!(owned.values().all(|&chunks| (850..1150).contains(&chunks)), "{owned:?}");
+        assert_eq!(owner(ChunkId(1), &all, |_| false), None);
+    }
+
+    #[test]
+    fn a_failed_peer_rests_longer_each_time_and_comes_back() {
+        let (mut health, peer) = (Health::default(), PeerId(1));
+        let mut now = Duration::from_secs(100);
+        for rest in [1, 2, 4, 8, 16, 30, 30].map(Duration::from_secs) {
+            health.failed(peer, now);
+            health.failed(peer, now);
+            assert!(!health.usable(peer, now + rest - Duration::from_millis(1)));
+            now += rest;
+            assert!(health.usable(peer, now));
+        }
+        health.succeeded(peer);
+        health.failed(peer, now);
+        assert!(health.usable(peer, now + COOLDOWN_MIN));
+    }
+
+    #[test]
+    fn a_downgrade_has_a_reason_and_a_requirement_is_kept() {
+        use TransportPolicy::{PreferRdma, Quic, RequireRdma};
+        assert_eq!(lane(Quic, Ok(())), Some((LaneKind::Quic, None)));
+        assert_eq!(lane(PreferRdma, Ok(())), Some((LaneKind::Rdma, None)));
+        assert_eq!(lane(PreferRdma, Err("no device")), Some((LaneKind::Quic, Some("no device".to_owned()))));
+        assert_eq!(lane(RequireRdma, Err("no device")), None);
+    }
 }

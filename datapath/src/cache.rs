@@ -1,0 +1,371 @@
+//! The chunks that this worker has read: each read once, however many ask for it at the same time.
+//!
+//! A chunk is needed until the last step that uses it in its epoch; once all consumers have passed that step it is
+//! released: still there for the next epoch, but the first to go when room is needed. When there is nothing
+//! released, the least recently used chunk goes (counted as an eviction: the cache is too small for the order's
+//! window). A chunk in use is never dropped; a load waits for room, and nothing holds a chunk while it waits for
+//! another, so the wait ends.
+//!
+//! Bytes are not verified here on the way in: every sample is, in the slot, where the trainer will read it. The
+//! chunk's own CRC decides, once a sample was bad, whether to blame this copy, the store, or the way between.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as MapEntry;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::{Notify, Semaphore, watch};
+
+use crate::counters::Counting;
+use crate::dataset::{ChunkId, Manifest};
+use crate::fault;
+use crate::integrity::crc32c;
+use crate::memory::{Block, BlockPool};
+use crate::store::Store;
+
+/// Reads from the store under way at once: enough to hide a network store's latency (8 × 4 MiB at 5 ms are
+/// 6.7 GB/s), few enough not to start a thread per core of a large host.
+pub const READS_MAX: usize = 8;
+/// Blocks kept for the next reads besides those that hold chunks.
+const SPARE_BLOCKS: usize = READS_MAX;
+
+/// Why a chunk is not to be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("read chunk {chunk}: {message}")]
+pub struct LoadError {
+    /// The chunk.
+    pub chunk: u32,
+    /// One of the reasons of [`crate::fault`].
+    pub reason: &'static str,
+    /// What the store said.
+    pub message: String,
+}
+
+/// The chunks of one data plane. Clones share them.
+#[derive(Clone)]
+pub struct Cache {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    manifest: Arc<Manifest>,
+    store: Store,
+    budget: u64,
+    pool: BlockPool,
+    reads: Semaphore,
+    state: Mutex<State>,
+    /// Told when a chunk is no longer in use, or a load failed and gave its room back.
+    room: Notify,
+    counters: Arc<Counting>,
+}
+
+#[derive(Default)]
+struct State {
+    entries: BTreeMap<ChunkId, Entry>,
+    /// Of all entries, loading ones included.
+    bytes: u64,
+    /// Counts uses, for the order of eviction.
+    uses: u64,
+    /// The first step that some consumer has not consumed yet.
+    floor: u64,
+}
+
+struct Entry {
+    content: Content,
+    /// The last step that needs it.
+    until: u64,
+    used: u64,
+}
+
+enum Content {
+    Loading(watch::Receiver<Option<Result<Arc<Block>, LoadError>>>),
+    Loaded(Arc<Block>),
+}
+
+/// A chunk's bytes; while it exists they stay.
+pub struct Held {
+    // None only inside `drop`.
+    block: Option<Arc<Block>>,
+    shared: Arc<Shared>,
+}
+
+impl Cache {
+    /// A cache of at most `budget` bytes, but never less than the two largest chunks: one being read while
+    /// another is used.
+    pub(crate) fn new(manifest: Arc<Manifest>, store: Store, budget: u64, counters: Arc<Counting>) -> Self {
+        let largest = manifest.chunks().iter().map(|chunk| chunk.len).max().unwrap_or(0);
+        let pool = BlockPool::new(SPARE_BLOCKS, usize::try_from(largest).unwrap_or(0));
+        Self {
+            shared: Arc::new(Shared {
+                manifest,
+                store,
+                budget: budget.max(2 * u64::from(largest)),
+                pool,
+                reads: Semaphore::new(READS_MAX),
+                state: Mutex::default(),
+                room: Notify::new(),
+                counters,
+            }),
+        }
+    }
+
+    /// A chunk that is needed until step `until` (over all epochs).
+    ///
+    /// # Errors
+    /// When the store cannot deliver it. The next call tries again.
+    pub async fn get(&self, chunk: ChunkId, until: u64) -> Result<Held, LoadError> {
+        loop {
+            let room = self.shared.room.notified();
+            let mut loading = match self.shared.look(chunk, until, Pressure::EvictNeeded) {
+                Look::Here(block) => return Ok(self.hold(block)),
+                Look::Loading(loading) => loading,
+                Look::NoRoom => {
+                    room.await;
+                    continue;
+                }
+            };
+            match loading.wait_for(Option::is_some).await.as_deref() {
+                Ok(Some(Ok(block))) => {
+                    return Ok(self.hold(Arc::clone(block)));
+                }
+                Ok(Some(Err(error))) => return Err(error.clone()),
+                // The load's task was stopped with the runtime.
+                Ok(None) | Err(_) => {
+                    return Err(LoadError::new(chunk, fault::STORE_FAILED, "the read was stopped"));
+                }
+            }
+        }
+    }
+
+    /// As [`Cache::get`], but compares the chunk's own CRC, and reads it anew when the copy is bad.
+    ///
+    /// # Errors
+    /// Also when the store's bytes are not those of the manifest.
+    pub async fn get_verified(&self, chunk: ChunkId, until: u64) -> Result<Held, LoadError> {
+        let expected = self.shared.manifest.chunk(chunk).crc32c;
+        let first = self.get(chunk, until).await?;
+        if crc32c(&first) == expected {
+            return Ok(first);
+        }
+        self.shared.forget(chunk, &first);
+        drop(first);
+        let second = self.get(chunk, until).await?;
+        if crc32c(&second) == expected {
+            return Ok(second);
+        }
+        self.shared.forget(chunk, &second);
+        Err(LoadError::new(chunk, fault::CRC_MISMATCH, "its bytes are not those that were indexed"))
+    }
+
+    /// Starts to read a chunk that will be needed, if there is room that nothing needs.
+    /// Says whether there was room (or the chunk is here already).
+    pub fn prefetch(&self, chunk: ChunkId, until: u64) -> bool {
+        !matches!(self.shared.look(chunk, until, Pressure::EvictReleased), Look::NoRoom)
+    }
+
+    /// All consumers have consumed every step before `floor`.
+    pub fn advance(&self, floor: u64) {
+        let mut state = self.shared.lock();
+        state.floor = state.floor.max(floor);
+    }
+
+    /// A new membership starts at this step, which may be an earlier one.
+    pub fn restart(&self, floor: u64) {
+        self.shared.lock().floor = floor;
+    }
+
+    /// Bytes of the chunks here and on their way.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.shared.lock().bytes
+    }
+
+    fn hold(&self, block: Arc<Block>) -> Held {
+        Held { block: Some(block), shared: Arc::clone(&self.shared) }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pressure {
+    /// May drop what someone will still need.
+    EvictNeeded,
+    /// Only what nobody needs in this epoch.
+    EvictReleased,
+}
+
+enum Look {
+    Here(Arc<Block>),
+    Loading(watch::Receiver<Option<Result<Arc<Block>, LoadError>>>),
+    NoRoom,
+}
+
+impl Shared {
+    /// Finds the chunk, or starts to load it if room can be made.
+    fn look(self: &Arc<Self>, chunk: ChunkId, until: u64, pressure: Pressure) -> Look {
+        let mut state = self.lock();
+        state.uses += 1;
+        let uses = state.uses;
+        if let Some(entry) = state.entries.get_mut(&chunk) {
+            entry.until = entry.until.max(until);
+            entry.used = uses;
+            self.counters.cache_hits.add(1_u64);
+            return match &entry.content {
+                Content::Loaded(block) => Look::Here(Arc::clone(block)),
+                Content::Loading(loading) => Look::Loading(loading.clone()),
+            };
+        }
+        let len = u64::from(self.manifest.chunk(chunk).len);
+        while state.bytes + len > self.budget {
+            if !self.evict(&mut state, pressure) {
+                return Look::NoRoom;
+            }
+        }
+        let (loaded, loading) = watch::channel(None);
+        let content = Content::Loading(loading.clone());
+        state.entries.insert(chunk, Entry { content, until, used: uses });
+        state.bytes += len;
+        drop(state);
+        tokio::spawn(load(Arc::clone(self), chunk, loaded));
+        Look::Loading(loading)
+    }
+
+    /// Drops one chunk that is not in use; says whether there was one.
+    fn evict(&self, state: &mut State, pressure: Pressure) -> bool {
+        let floor = state.floor;
+        let victim = state
+            .entries
+            .iter()
+            .filter(|(_, entry)| match &entry.content {
+                Content::Loaded(block) => Arc::strong_count(block) == 1,
+                Content::Loading(_) => false,
+            })
+            .map(|(chunk, entry)| (entry.until >= floor, entry.used, *chunk))
+            .min();
+        match victim {
+            Some((needed, _, chunk)) if !needed || pressure == Pressure::EvictNeeded => {
+                state.remove(chunk, &self.manifest);
+                self.counters.cache_evictions.add(u64::from(needed));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Drops this copy of a chunk, unless another has taken its place already.
+    fn forget(&self, chunk: ChunkId, copy: &Held) {
+        let mut state = self.lock();
+        if let MapEntry::Occupied(entry) = state.entries.entry(chunk)
+            && let (Content::Loaded(block), Some(copy)) = (&entry.get().content, &copy.block)
+            && Arc::ptr_eq(block, copy)
+        {
+            state.remove(chunk, &self.manifest);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn remove(&mut self, chunk: ChunkId, manifest: &Manifest) {
+        if self.entries.remove(&chunk).is_some() {
+            self.bytes -= u64::from(manifest.chunk(chunk).len);
+        }
+    }
+}
+
+/// Reads a chunk and tells all who wait for it. Runs by itself: whoever asked may stop waiting.
+async fn load(
+    shared: Arc<Shared>,
+    chunk: ChunkId,
+    loaded: watch::Sender<Option<Result<Arc<Block>, LoadError>>>,
+) {
+    let result = read(&shared, chunk).await.map(Arc::new);
+    let mut state = shared.lock();
+    match (&result, state.entries.get_mut(&chunk)) {
+        (Ok(block), Some(entry)) => entry.content = Content::Loaded(Arc::clone(block)),
+        (Err(_), _) => state.remove(chunk, &shared.manifest),
+        (Ok(_), None) => {}
+    }
+    drop(state);
+    loaded.send_replace(Some(result));
+    shared.room.notify_waiters();
+}
+
+async fn read(shared: &Shared, chunk: ChunkId) -> Result<Block, LoadError> {
+    // The semaphore is never closed.
+    let _permit = shared.reads.acquire().await;
+    let place = shared.manifest.chunk(chunk);
+    let name = &shared.manifest.shard(place.shard).name;
+    let block = shared.pool.take(usize::try_from(place.len).unwrap_or(0));
+    shared.counters.store_reads.add(1_u64);
+    let (block, result) = shared.store.read(name, place.offset, block).await;
+    match result {
+        Ok(()) => {
+            shared.counters.store_bytes.add(u64::from(place.len));
+            Ok(block)
+        }
+        Err(error) => {
+            let reason = match error.code() {
+                "not_found" => fault::NOT_FOUND,
+                "short_read" => fault::SHORT_READ,
+                _ => fault::STORE_FAILED,
+            };
+            let source = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+            Err(LoadError::new(chunk, reason, &format!("{error}{}", source.unwrap_or_default())))
+        }
+    }
+}
+
+impl LoadError {
+    fn new(chunk: ChunkId, reason: &'static str, message: &str) -> Self {
+        Self { chunk: chunk.0, reason, message: message.to_owned() }
+    }
+}
+
+impl Held {
+    /// The bytes as a handle that can be cut and sent without a copy.
+    #[must_use]
+    pub fn into_bytes(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl std::ops::Deref for Held {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.block.as_deref().map_or(&[], |block| block)
+    }
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // First let go, then tell: whoever waits looks at the count.
+        drop(self.block.take());
+        self.shared.room.notify_waiters();
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("bytes", &self.len()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache").field("budget", &self.shared.budget).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

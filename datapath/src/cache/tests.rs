@@ -1,0 +1,114 @@
+//! Single flight, eviction, release and suspicion, on a directory.
+
+use super::*;
+use crate::testing::{Dataset, Size};
+
+const CHUNK: u64 = 4096;
+
+fn dataset() -> Dataset {
+    Dataset::records(Size { samples: 64, sample_bytes: 1024, samples_per_chunk: 4, chunks_per_shard: 4 })
+}
+
+fn cache(dataset: &Dataset, chunks: u64) -> (Cache, Arc<Counting>) {
+    let counters = Arc::new(Counting::default());
+    let cache =
+        Cache::new(Arc::clone(&dataset.manifest), dataset.store(), chunks * CHUNK, Arc::clone(&counters));
+    (cache, counters)
+}
+
+#[tokio::test]
+async fn many_who_ask_at_once_cause_one_read() {
+    let dataset = dataset();
+    let (cache, counters) = cache(&dataset, 4);
+    let asking: Vec<_> = (0..50)
+        .map(|_| {
+            let cache = cache.clone();
+            tokio::spawn(async move { cache.get(ChunkId(3), 0).await.unwrap().to_vec() })
+        })
+        .collect();
+    for asked in asking {
+        assert_eq!(asked.await.unwrap(), dataset.samples[12..16].concat());
+    }
+    assert_eq!((counters.read().store_reads, counters.read().store_bytes), (1, CHUNK));
+    assert_eq!(cache.bytes(), CHUNK);
+}
+
+#[tokio::test]
+async fn the_released_go_first_then_the_least_recently_used() {
+    let dataset = dataset();
+    let (cache, counters) = cache(&dataset, 3);
+    for (chunk, until) in [(0, 9), (1, 5), (2, 9)] {
+        drop(cache.get(ChunkId(chunk), until).await.unwrap());
+    }
+    cache.advance(6);
+    drop(cache.get(ChunkId(0), 9).await.unwrap());
+    drop(cache.get(ChunkId(3), 9).await.unwrap());
+    assert_eq!(counters.read().cache_evictions, 0, "chunk 1 was released");
+    drop(cache.get(ChunkId(4), 9).await.unwrap());
+    assert_eq!(counters.read().cache_evictions, 1);
+    let reads = counters.read().store_reads;
+    drop(cache.get(ChunkId(0), 9).await.unwrap());
+    assert_eq!(counters.read().store_reads, reads, "chunk 0 was used after chunk 2, which went");
+    assert_eq!(cache.bytes(), 3 * CHUNK);
+}
+
+#[tokio::test]
+async fn what_is_in_use_stays_and_a_load_waits_for_room() {
+    let dataset = dataset();
+    let (cache, _) = cache(&dataset, 2);
+    let held = [cache.get(ChunkId(0), 9).await.unwrap(), cache.get(ChunkId(1), 9).await.unwrap()];
+    let waiting = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.get(ChunkId(2), 9).await.unwrap().to_vec() }
+    });
+    tokio::task::yield_now().await;
+    assert_eq!(cache.bytes(), 2 * CHUNK);
+    assert_eq!(&held[0][..], dataset.samples[0..4].concat());
+    drop(held);
+    assert_eq!(waiting.await.unwrap(), dataset.samples[8..12].concat());
+    assert_eq!(cache.bytes(), 2 * CHUNK);
+}
+
+#[tokio::test]
+async fn a_prefetch_takes_only_room_that_nothing_needs() {
+    let dataset = dataset();
+    let (cache, counters) = cache(&dataset, 2);
+    assert!(cache.prefetch(ChunkId(0), 3));
+    assert!(cache.prefetch(ChunkId(1), 3));
+    assert!(cache.prefetch(ChunkId(1), 3));
+    assert!(!cache.prefetch(ChunkId(2), 9), "both are on their way");
+    drop(cache.get(ChunkId(0), 3).await.unwrap());
+    drop(cache.get(ChunkId(1), 3).await.unwrap());
+    assert!(!cache.prefetch(ChunkId(2), 9), "both are still needed");
+    cache.advance(4);
+    assert!(cache.prefetch(ChunkId(2), 9));
+    drop(cache.get(ChunkId(2), 9).await.unwrap());
+    assert_eq!(counters.read().store_reads, 3);
+}
+
+#[tokio::test]
+async fn a_bad_copy_is_read_anew_and_a_bad_store_is_named() {
+    let dataset = dataset();
+    let (cache, counters) = cache(&dataset, 2);
+    dataset.corrupt(1, 100);
+    drop(cache.get(ChunkId(1), 0).await.unwrap());
+    let error = cache.get_verified(ChunkId(1), 0).await.unwrap_err();
+    assert_eq!((error.chunk, error.reason), (1, fault::CRC_MISMATCH));
+    assert_eq!(counters.read().store_reads, 2);
+    drop(cache.get(ChunkId(1), 0).await.unwrap());
+    dataset.corrupt(1, 100);
+    let good = cache.get_verified(ChunkId(1), 0).await.unwrap();
+    assert_eq!(&good[..], dataset.samples[4..8].concat());
+}
+
+#[tokio::test]
+async fn a_missing_or_short_shard_is_named_and_leaves_no_trace() {
+    let dataset = dataset();
+    let (cache, _) = cache(&dataset, 2);
+    std::fs::write(dataset.folder.path().join("shard-001.bin"), [0; 100]).unwrap();
+    std::fs::remove_file(dataset.folder.path().join("shard-002.bin")).unwrap();
+    let (short, gone) = (cache.get(ChunkId(4), 0).await, cache.get(ChunkId(8), 0).await);
+    assert_eq!(short.unwrap_err().reason, fault::SHORT_READ);
+    assert_eq!(gone.unwrap_err().reason, fault::NOT_FOUND);
+    assert_eq!(cache.bytes(), 0);
+}
