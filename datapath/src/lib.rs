@@ -8,6 +8,7 @@ pub mod counters;
 pub mod dataset;
 pub mod fault;
 pub mod integrity;
+pub mod loader;
 pub mod memory;
 pub mod order;
 pub mod ring;

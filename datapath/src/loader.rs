@@ -1,0 +1,3 @@
+//! Keeps a ring full.
+
+pub mod plan;
