@@ -197,6 +197,15 @@ impl Transfer {
         }
     }
 
+    /// Who was asked for a part that is under way.
+    #[must_use]
+    pub fn owner(&self, part: usize) -> Option<PeerId> {
+        match self.parts[part].state {
+            State::Asked(owner) => Some(owner),
+            State::Due(_) | State::Done => None,
+        }
+    }
+
     /// When something becomes due; none when nothing waits.
     #[must_use]
     pub fn next_due(&self) -> Option<Duration> {

@@ -14,7 +14,7 @@ pub const VERSION: u16 = 1;
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
 /// Ranges of one `WANT` at the most; a batch with more of them is asked for in several.
 pub const RANGES_MAX: usize = 64 << 10;
-/// Chunks of one `WANT` at the most: each has eight bytes of its own in the frame.
+/// Chunks of one `WANT` at the most: each has 16 bytes of its own in the frame.
 pub const GROUPS_MAX: usize = 16 << 10;
 
 /// One message.
@@ -76,7 +76,7 @@ pub struct Want {
     pub request: u64,
     /// The membership's fence.
     pub fence: u64,
-    /// The step it is for: says how long the chunks are needed.
+    /// The step it is for.
     pub step: u64,
     /// The last bytes were corrupt: check the cached chunks, and read them anew if they are bad.
     pub refresh: bool,
@@ -89,6 +89,8 @@ pub struct Want {
 pub struct Group {
     /// The chunk.
     pub chunk: u32,
+    /// The last step that needs it: how long the owner should keep it.
+    pub until: u64,
     /// Offset in the chunk and length, in the order of the answer.
     pub ranges: Vec<(u32, u32)>,
 }
@@ -233,6 +235,7 @@ fn encode_want(out: &mut Vec<u8>, want: &Want) {
     out.extend_from_slice(&u32::try_from(want.groups.len()).unwrap_or(u32::MAX).to_le_bytes());
     for group in &want.groups {
         out.extend_from_slice(&group.chunk.to_le_bytes());
+        out.extend_from_slice(&group.until.to_le_bytes());
         out.extend_from_slice(&u32::try_from(group.ranges.len()).unwrap_or(u32::MAX).to_le_bytes());
         for (offset, len) in &group.ranges {
             out.extend_from_slice(&offset.to_le_bytes());
@@ -293,18 +296,18 @@ impl Reader<'_> {
             [1] => true,
             _ => return None,
         };
-        let count = self.count(GROUPS_MAX, 8)?;
+        let count = self.count(GROUPS_MAX, 16)?;
         let mut groups = Vec::with_capacity(count);
         let mut ranges_left = RANGES_MAX;
         for _ in 0..count {
-            let chunk = self.u32()?;
+            let (chunk, until) = (self.u32()?, self.u64()?);
             let count = self.count(ranges_left, 8)?;
             ranges_left -= count;
             let mut ranges = Vec::with_capacity(count);
             for _ in 0..count {
                 ranges.push((self.u32()?, self.u32()?));
             }
-            groups.push(Group { chunk, ranges });
+            groups.push(Group { chunk, until, ranges });
         }
         Some(Want { request, fence, step, refresh, groups })
     }

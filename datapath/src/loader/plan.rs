@@ -9,6 +9,7 @@ use crate::dataset::{ChunkId, Format, Manifest, SampleId};
 use crate::order::{Consumer, EpochOrder, OrderDigest};
 use crate::ring::layout::{ABSENT, FIELD_ALIGN, Header, payload_offset, table_offset};
 use crate::transport::{Part, Piece};
+use crate::wire::RANGES_MAX;
 
 /// A step of the whole job, and where it lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +134,8 @@ impl Plan {
         // Sample numbers ascend with chunks and with offsets in them.
         self.by_chunk.sort_unstable_by_key(|&at| self.samples[index(at)].sample);
         let epoch_start = self.place.epoch * self.place.steps_per_epoch;
+        // A part must fit into one request, whatever its samples look like.
+        let most = (RANGES_MAX / 2 / self.fields.max(1)).max(1);
         let mut from = 0;
         while from < self.by_chunk.len() {
             let sample_at = |at: usize| self.samples[index(self.by_chunk[at])].sample;
@@ -140,7 +143,7 @@ impl Plan {
             let place = manifest.chunk(chunk);
             let next = SampleId(place.first_sample.0 + u64::from(place.samples));
             let rest = &self.by_chunk[from..];
-            let to = from + rest.partition_point(|&at| self.samples[index(at)].sample < next);
+            let to = from + rest.partition_point(|&at| self.samples[index(at)].sample < next).min(most);
             let until = epoch_start + order.last_step_of_chunk(chunk);
             self.parts.push(PlannedPart { chunk, until, samples: from..to });
             from = to;

@@ -9,8 +9,8 @@ fn refusal() -> impl Strategy<Value = Refusal> {
 }
 
 fn group() -> impl Strategy<Value = Group> {
-    (any::<u32>(), proptest::collection::vec(any::<(u32, u32)>(), 0..20))
-        .prop_map(|(chunk, ranges)| Group { chunk, ranges })
+    (any::<(u32, u64)>(), proptest::collection::vec(any::<(u32, u32)>(), 0..20))
+        .prop_map(|((chunk, until), ranges)| Group { chunk, until, ranges })
 }
 
 fn frame() -> impl Strategy<Value = Frame> {
@@ -73,11 +73,11 @@ fn golden_bytes() {
         fence: 2,
         step: 3,
         refresh: true,
-        groups: vec![Group { chunk: 4, ranges: vec![(5, 6)] }],
+        groups: vec![Group { chunk: 4, until: 7, ranges: vec![(5, 6)] }],
     };
     let golden = [
-        46, 0, 0, 0, 16, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0,
-        0, 4, 0, 0, 0, 1, 0, 0, 0, 5, 0, 0, 0, 6, 0, 0, 0,
+        54, 0, 0, 0, 16, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0,
+        0, 4, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 5, 0, 0, 0, 6, 0, 0, 0,
     ];
     assert_eq!(encode(&Frame::Want(want)).unwrap(), golden);
     let nack = Frame::Nack { request: 9, refusal: Refusal::Fenced, retry_after_ms: 50 };
@@ -95,7 +95,7 @@ fn counts_beyond_the_bytes_are_refused_before_anything_is_allocated() {
 #[test]
 fn what_cannot_be_framed_is_an_error() {
     let ranges = vec![(0, 1); FRAME_BYTES_MAX / 8];
-    let want = Want { groups: vec![Group { chunk: 0, ranges }], ..Want::default() };
+    let want = Want { groups: vec![Group { chunk: 0, until: 0, ranges }], ..Want::default() };
     assert!(matches!(encode(&Frame::Want(want)), Err(WireError::TooLong { .. })));
     assert!(matches!(body_length(u32::MAX.to_le_bytes()), Err(WireError::TooLong { .. })));
     assert_eq!(decode(&[]), Err(WireError::Empty));

@@ -1,0 +1,244 @@
+//! Asking other owners: one connection to each, opened when it is first needed, and one stream for each request.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use super::{FrameError, QuicLane, read_frame, tls};
+use crate::counters::Counting;
+use crate::fault;
+use crate::membership::{Member, Peer};
+use crate::session::Failure;
+use crate::transport::{Outcome, Part};
+use crate::wire::{self, Frame, Group, Refusal, Want};
+
+/// A connection that is not up after this long will not come up: the handshake is two round trips.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A request that brings no byte for this long is asked elsewhere. An owner that lives but waits for a slow store
+/// gets this long, since asking another means reading the chunk twice.
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pieces of a stream taken at once: a window of small packets.
+const READ_PIECES: usize = 32;
+
+/// The way to one peer.
+#[derive(Debug)]
+pub(crate) struct Link {
+    peer: Peer,
+    requests: AtomicU64,
+    open: Mutex<Option<Open>>,
+}
+
+#[derive(Debug)]
+struct Open {
+    connection: Connection,
+    control: SendStream,
+}
+
+/// What a request needs besides its parts.
+pub(crate) struct Asking<'a> {
+    pub(crate) lane: &'a QuicLane,
+    pub(crate) member: &'a Arc<Member>,
+    pub(crate) dataset: [u8; 32],
+    pub(crate) counters: &'a Counting,
+    /// The step it is for.
+    pub(crate) step: u64,
+    /// Whether the owner's copies are under suspicion.
+    pub(crate) refresh: bool,
+}
+
+impl Link {
+    pub(crate) fn new(peer: Peer) -> Self {
+        Self { peer, requests: AtomicU64::new(1), open: Mutex::default() }
+    }
+
+    /// Asks for all parts at once. One outcome for each, in their order.
+    pub(crate) async fn fetch(&self, asking: &Asking<'_>, parts: &mut [Part<'_>]) -> Vec<Outcome> {
+        let mut outcomes = Vec::with_capacity(parts.len());
+        let failure = match self.start(asking, parts).await {
+            Ok(mut stream) => receive(&mut stream, asking.counters, parts, &mut outcomes).await.err(),
+            Err(failure) => Some(failure),
+        };
+        if let Some(failure) = failure {
+            outcomes.resize(parts.len(), Err(failure));
+        }
+        outcomes
+    }
+
+    /// Tells the owner a position, if there is a connection; an owner that was never asked has nothing to release.
+    pub(crate) async fn tell(&self, frame: &Frame) {
+        let Ok(bytes) = wire::encode(frame) else { return };
+        if let Some(open) = self.open.lock().await.as_mut() {
+            // A broken connection is found by the next request.
+            drop(open.control.write_all(&bytes).await);
+        }
+    }
+
+    pub(crate) async fn close(&self) {
+        if let Some(open) = self.open.lock().await.take() {
+            open.connection.close(VarInt::from_u32(Refusal::Fenced.code().into()), b"fenced");
+        }
+    }
+
+    /// Sends the request and waits for the owner's word.
+    async fn start(&self, asking: &Asking<'_>, parts: &[Part<'_>]) -> Result<RecvStream, Failure> {
+        let connection = self.connection(asking).await?;
+        let (mut send, mut receive) = connection.open_bi().await.map_err(|error| lost(&error))?;
+        let request = self.requests.fetch_add(1, Ordering::Relaxed);
+        let group = |part: &Part<'_>| Group {
+            chunk: part.chunk().0,
+            until: part.until(),
+            ranges: part.ranges().collect(),
+        };
+        let want = Want {
+            request,
+            fence: asking.member.fence,
+            step: asking.step,
+            refresh: asking.refresh,
+            groups: parts.iter().map(group).collect(),
+        };
+        let frame = wire::encode(&Frame::Want(want))
+            .map_err(|error| Failure::Store { reason: fault::STORE_FAILED, message: error.to_string() })?;
+        send.write_all(&frame).await.map_err(|_| Failure::Gone)?;
+        // Nothing more to say; a failure shows when reading.
+        drop(send.finish());
+        let expected: u64 = parts.iter().map(Part::bytes).sum();
+        let answer = timeout(STALL_TIMEOUT, read_frame(&mut receive)).await.map_err(|_| Failure::Gone)?;
+        match answer.map_err(|error| cut_off(&error))? {
+            Frame::Have { request: answered, bytes } if answered == request && bytes == expected => {
+                Ok(receive)
+            }
+            Frame::Nack { refusal, retry_after_ms, .. } => Err(refused(refusal, retry_after_ms)),
+            _ => Err(Failure::Gone),
+        }
+    }
+
+    /// The connection, opened now if need be. Only one opens it; the others wait for that.
+    async fn connection(&self, asking: &Asking<'_>) -> Result<Connection, Failure> {
+        let mut open = self.open.lock().await;
+        if let Some(open) = open.as_ref()
+            && open.connection.close_reason().is_none()
+        {
+            return Ok(open.connection.clone());
+        }
+        *open = None;
+        let opened = timeout(CONNECT_TIMEOUT, self.connect(asking)).await.map_err(|_| Failure::Gone)??;
+        let connection = opened.connection.clone();
+        *open = Some(opened);
+        Ok(connection)
+    }
+
+    async fn connect(&self, asking: &Asking<'_>) -> Result<Open, Failure> {
+        let senders = asking.member.links.len();
+        let config = asking.lane.client_config(self.peer.addr, senders);
+        let connecting = asking.lane.endpoint.connect_with(config, self.peer.addr, &self.peer.server_name);
+        let connection = connecting.map_err(|_| Failure::Gone)?.await.map_err(|error| lost(&error))?;
+        if tls::peer_fingerprint(&connection) != Some(self.peer.fingerprint) {
+            tracing::warn!(peer = self.peer.id.0, "another certificate than this generation's answers there");
+            connection.close(VarInt::from_u32(Refusal::Stranger.code().into()), b"stranger");
+            return Err(Failure::Gone);
+        }
+        let (mut control, mut answers) = connection.open_bi().await.map_err(|error| lost(&error))?;
+        // Positions and pings never wait behind data.
+        drop(control.set_priority(1));
+        let hello = Frame::Hello {
+            version: wire::VERSION,
+            dataset: asking.dataset,
+            fence: asking.member.fence,
+            peer: asking.member.me.0,
+        };
+        let hello = wire::encode(&hello).map_err(|_| Failure::Gone)?;
+        control.write_all(&hello).await.map_err(|_| Failure::Gone)?;
+        match read_frame(&mut answers).await.map_err(|error| cut_off(&error))? {
+            Frame::Welcome { fence } if fence == asking.member.fence => Ok(Open { connection, control }),
+            Frame::Nack { refusal, retry_after_ms, .. } => Err(refused(refusal, retry_after_ms)),
+            _ => Err(Failure::Gone),
+        }
+    }
+}
+
+/// Puts what comes where it belongs. On an error the outcomes of the parts so far stand.
+async fn receive(
+    stream: &mut RecvStream,
+    counters: &Counting,
+    parts: &mut [Part<'_>],
+    outcomes: &mut Vec<Outcome>,
+) -> Result<(), Failure> {
+    let mut pieces = [const { Bytes::new() }; READ_PIECES];
+    for part in parts.iter_mut() {
+        part.restart();
+        part.accept(&[]);
+    }
+    settle(parts, outcomes);
+    while outcomes.len() < parts.len() {
+        let read =
+            timeout(STALL_TIMEOUT, stream.read_chunks(&mut pieces)).await.map_err(|_| Failure::Gone)?;
+        let count = read.map_err(|error| cut_off(&FrameError::Read(error.into())))?.ok_or(Failure::Gone)?;
+        for piece in &mut pieces[..count] {
+            counters.quic_in_bytes.add(u64::try_from(piece.len()).unwrap_or(0));
+            let mut rest = &piece[..];
+            for part in &mut parts[outcomes.len()..] {
+                rest = part.accept(rest);
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            settle(parts, outcomes);
+            *piece = Bytes::new();
+        }
+    }
+    Ok(())
+}
+
+/// Notes the outcome of every part that is full, as far as there is none before it that is not.
+fn settle(parts: &[Part<'_>], outcomes: &mut Vec<Outcome>) {
+    while let Some(part) = parts.get(outcomes.len()).filter(|part| part.is_full()) {
+        outcomes.push(part.verdict().map_err(|sample| Failure::Corrupt { sample: Some(sample.0) }));
+    }
+}
+
+fn refused(refusal: Refusal, retry_after_ms: u32) -> Failure {
+    match refusal {
+        Refusal::Fenced if retry_after_ms > 0 => {
+            Failure::Early { retry_after: Duration::from_millis(retry_after_ms.into()) }
+        }
+        Refusal::Fenced | Refusal::Stranger => Failure::Fenced,
+        Refusal::Corrupt => Failure::Corrupt { sample: None },
+        Refusal::Malformed => store(fault::STORE_FAILED, "the owner has another manifest"),
+        Refusal::NotFound => store(fault::NOT_FOUND, "the shard is not in the owner's store"),
+        Refusal::ShortRead => store(fault::SHORT_READ, "the shard is too short in the owner's store"),
+        Refusal::StoreFailed => store(fault::STORE_FAILED, "the owner could not read the store"),
+    }
+}
+
+fn store(reason: &'static str, message: &str) -> Failure {
+    Failure::Store { reason, message: message.to_owned() }
+}
+
+/// A stream ended before its time: by a refusal, or with its connection.
+fn cut_off(error: &FrameError) -> Failure {
+    let FrameError::Read(error) = error else { return Failure::Gone };
+    match error {
+        quinn::ReadExactError::ReadError(ReadError::Reset(code)) => {
+            Refusal::from_code(code.into_inner()).map_or(Failure::Gone, |refusal| refused(refusal, 0))
+        }
+        quinn::ReadExactError::ReadError(ReadError::ConnectionLost(error)) => lost(error),
+        _ => Failure::Gone,
+    }
+}
+
+/// A connection ended. When a fence ended it, this side may be the older or the newer one: asking again tells.
+fn lost(error: &ConnectionError) -> Failure {
+    match error {
+        ConnectionError::ApplicationClosed(close)
+            if close.error_code.into_inner() == u64::from(Refusal::Fenced.code()) =>
+        {
+            Failure::Early { retry_after: Member::EARLY_RETRY }
+        }
+        _ => Failure::Gone,
+    }
+}
