@@ -7,18 +7,21 @@ pub mod message;
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType,
 };
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
+use tokio::net::{UnixListener, UnixStream};
 
 use message::PACKET_BYTES_MAX;
 
 /// Connections that wait to be accepted: one trainer, and the odd one too many.
 const BACKLOG: i32 = 8;
+/// Root may look at everything anyway.
+const ROOT_UID: u32 = 0;
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
@@ -34,18 +37,19 @@ pub struct ListenError {
 /// Where a trainer connects to.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    socket: AsyncFd<OwnedFd>,
+    socket: UnixListener,
 }
 
 impl Listener {
     /// Listens under an abstract name (without its leading NUL).
     pub(crate) fn bind(name: &str) -> Result<Self, ListenError> {
-        let listen = || -> io::Result<AsyncFd<OwnedFd>> {
+        let listen = || -> io::Result<UnixListener> {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
             rustix::net::bind(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
             rustix::net::listen(&socket, BACKLOG)?;
-            AsyncFd::register(socket)
+            // tokio only waits and accepts here, which is the same for packets as for streams.
+            UnixListener::from_std(socket.into())
         };
         Ok(Self { socket: listen().map_err(|source| ListenError { name: name.to_owned(), source })? })
     }
@@ -53,19 +57,12 @@ impl Listener {
     /// The next connection of a process of this user.
     pub(crate) async fn accept(&self) -> io::Result<Client> {
         loop {
-            let mut ready = self.socket.readable().await?;
-            let accepted = ready.try_io(|socket| {
-                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-                rustix::net::accept_with(socket, flags).map_err(io::Error::from)
-            });
-            let Ok(socket) = accepted else { continue };
-            let socket = socket?;
-            let theirs = rustix::net::sockopt::socket_peercred(&socket)?.uid;
-            if theirs != rustix::process::geteuid() && !theirs.is_root() {
-                tracing::warn!(uid = theirs.as_raw(), "a process of another user asked for batches: refused");
-                continue;
+            let (socket, _) = self.socket.accept().await?;
+            let theirs = socket.peer_cred()?.uid();
+            if theirs == rustix::process::geteuid().as_raw() || theirs == ROOT_UID {
+                return Ok(Client { socket });
             }
-            return Ok(Client { socket: AsyncFd::register(socket)? });
+            tracing::warn!(uid = theirs, "a process of another user asked for batches: refused");
         }
     }
 }
@@ -73,25 +70,26 @@ impl Listener {
 /// A connected trainer.
 #[derive(Debug)]
 pub(crate) struct Client {
-    socket: AsyncFd<OwnedFd>,
+    /// Only waited for by tokio: the calls are those for packets.
+    socket: UnixStream,
 }
 
 impl Client {
     /// The next packet; its length, 0 at the connection's end.
     pub(crate) async fn receive(&self, packet: &mut [u8; PACKET_BYTES_MAX]) -> io::Result<usize> {
         loop {
-            let mut ready = self.socket.readable().await?;
-            // TRUNC makes the kernel tell the packet's real length.
-            let received = ready.try_io(|socket| {
-                let (_, length) = rustix::net::recv(socket, &mut packet[..], RecvFlags::TRUNC)?;
+            self.socket.readable().await?;
+            let received = self.socket.try_io(Interest::READABLE, || {
+                // TRUNC makes the kernel tell the packet's real length.
+                let (_, length) = rustix::net::recv(&self.socket, &mut packet[..], RecvFlags::TRUNC)?;
                 Ok(length)
             });
             match received {
-                Ok(Ok(length)) if length > PACKET_BYTES_MAX => {
+                Ok(length) if length > PACKET_BYTES_MAX => {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, "the packet is too long"));
                 }
-                Ok(received) => return received,
-                Err(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                received => return received,
             }
         }
     }
@@ -99,7 +97,8 @@ impl Client {
     /// Sends one packet.
     pub(crate) async fn send(&self, packet: &[u8]) -> io::Result<()> {
         self.write(|socket| {
-            rustix::net::send(socket, packet, SendFlags::NOSIGNAL).map(drop).map_err(io::Error::from)
+            rustix::net::send(socket, packet, SendFlags::NOSIGNAL)?;
+            Ok(())
         })
         .await
     }
@@ -112,23 +111,18 @@ impl Client {
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
             let fits = ancillary.push(SendAncillaryMessage::ScmRights(&fds));
             debug_assert!(fits, "the space is for one descriptor");
-            rustix::net::sendmsg(socket, &[IoSlice::new(packet)], &mut ancillary, SendFlags::NOSIGNAL)
-                .map(drop)
-                .map_err(io::Error::from)
+            rustix::net::sendmsg(socket, &[IoSlice::new(packet)], &mut ancillary, SendFlags::NOSIGNAL)?;
+            Ok(())
         })
         .await
     }
 
-    async fn write(&self, mut send: impl FnMut(&OwnedFd) -> io::Result<()>) -> io::Result<()> {
-        // First try: between two batches there is always room.
-        match send(self.socket.get_ref()) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            sent => return sent,
-        }
+    async fn write(&self, send: impl Fn(&UnixStream) -> io::Result<()>) -> io::Result<()> {
         loop {
-            let mut ready = self.socket.writable().await?;
-            if let Ok(sent) = ready.try_io(|socket| send(socket.get_ref())) {
-                return sent;
+            self.socket.writable().await?;
+            match self.socket.try_io(Interest::WRITABLE, || send(&self.socket)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => return sent,
             }
         }
     }
