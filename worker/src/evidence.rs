@@ -74,6 +74,9 @@ pub fn judge(seen: &Observation<'_>) -> Option<Evidence> {
     } else {
         cause_of(seen, raised.as_deref())
     };
+    // What the program itself advises is closer to the matter than what we can guess.
+    let hint =
+        Some(hint).filter(|_| cause != CauseKind::Exception).or_else(|| own_hint(seen.log)).unwrap_or(hint);
     Some(Evidence {
         rank: Some(seen.rank),
         cause,
@@ -209,6 +212,13 @@ fn last_exception(log: &str) -> Option<String> {
     let mut lines = log[start..].lines().skip(1).skip_while(|line| line.is_empty() || line.starts_with(' '));
     let first = lines.next()?.trim_end();
     Some(first.to_owned())
+}
+
+/// The line `hint: …` below the last traceback, as our own package's errors have it.
+fn own_hint(log: &str) -> Option<&str> {
+    let start = log.rfind("Traceback (most recent call last):")?;
+    let hint = log[start..].lines().find_map(|line| line.strip_prefix("hint: "))?;
+    Some(hint.trim()).filter(|hint| hint.len() <= MESSAGE_CHARS_MAX)
 }
 
 fn exception_hint(text: &str) -> &'static str {

@@ -90,7 +90,7 @@ pub enum SupervisorEvent {
 }
 
 /// The end of a rank.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RankExit {
     /// Its generation.
     pub generation: Generation,
@@ -289,7 +289,7 @@ impl Thread {
             workdir: &launch.workdir,
             cpus: &rank.cpus,
             output,
-            files: self.files.clone(),
+            files: self.files,
         })?;
         // Not reaped before we do it, so the number is still this process's.
         let handle = pidfd_open(pid, PidfdFlags::empty()).inspect_err(|_| {

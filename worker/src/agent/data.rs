@@ -1,20 +1,44 @@
 //! The worker's side of the data plane: one plane for its life, one feed per rank and generation.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::sync::Arc;
 
 use datapath::Counters;
+use datapath::dataset::{Manifest, manifest};
+use datapath::fault::DataFault;
+use datapath::memory::Block;
+use datapath::order::{Consumer, Order};
+use datapath::plane::{Feed, FeedConfig, FeedEvent, Membership, Peer, PeerId, Plane, PlaneConfig};
+use datapath::store::Store;
 use tokio::task::AbortHandle;
 
+use super::machine::{Event, FeedNews};
 use super::preflight::fault;
-use super::shell::Notes;
-use crate::config::WorkerConfig;
-use crate::rendezvous::message::{Assignment, PreflightFault};
-use crate::units::Rank;
+use super::shell::{Note, Notes, unix_ns};
+use crate::config::{DataConfig, WorkerConfig, chain};
+use crate::rendezvous::certificate_name;
+use crate::rendezvous::message::{
+    Assignment, CauseKind, ConsumedStep, Evidence, PeerAddress, PreflightFault,
+};
+use crate::units::{Generation, Rank, Step, WorkerId};
+
+/// Bytes of a manifest at the most: about a hundred million samples; more would not fit beside the ranks.
+const MANIFEST_BYTES_MAX: u64 = 4 << 30;
 
 /// The open data plane.
 #[derive(Debug)]
-pub(super) struct DataSide {}
+pub(super) struct DataSide {
+    plane: Plane,
+    me: WorkerId,
+    /// The step after the job's last.
+    end_step: u64,
+    slots: u32,
+}
 
 /// One rank's feed; dropping it ends the feed.
 #[derive(Debug)]
@@ -26,6 +50,7 @@ pub(super) struct RankFeed {
 
 impl Drop for RankFeed {
     fn drop(&mut self) {
+        // The task holds the feed.
         self.task.abort();
     }
 }
@@ -33,28 +58,211 @@ impl Drop for RankFeed {
 impl DataSide {
     /// Opens what the configuration names; none for a job without data.
     pub(super) async fn start(config: &WorkerConfig) -> Result<Option<Self>, PreflightFault> {
-        match &config.data {
-            None => Ok(None),
-            Some(_) => Err(fault("data_unsupported", "this build cannot feed data".into(), "")),
-        }
+        let Some(data) = &config.data else { return Ok(None) };
+        let manifest = Arc::new(load_manifest(data).await?);
+        let order = Order::new(&manifest, data.order).map_err(|error| {
+            fault("order_invalid", format!("cannot {}", chain(&error)), "check the job's data section")
+        })?;
+        let store = open_store(data, &manifest).await?;
+        let end_step = order.steps_per_epoch().saturating_mul(data.epochs);
+        let plane = Plane::start(PlaneConfig {
+            identity: config.identity.clone(),
+            bind: config.bind,
+            manifest,
+            store,
+            order,
+            cache_bytes: data.cache_bytes,
+            transport: data.transport,
+        });
+        let plane = plane.await.map_err(|error| {
+            fault(
+                "data_plane_failed",
+                format!("cannot {}", chain(&error)),
+                "check the interface and its address",
+            )
+        })?;
+        Ok(Some(Self { plane, me: config.worker, end_step, slots: data.slots }))
     }
 
+    /// Where other workers reach the plane.
     pub(super) fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], 0))
+        self.plane.local_addr()
     }
 
+    /// What the plane has done since its start.
     pub(super) fn counters(&self) -> Counters {
-        Counters::default()
+        self.plane.counters()
     }
 
     /// Joins the others and opens the ranks' feeds, whose news go to `notes`.
     pub(super) async fn enter(
         &self,
-        _assignment: &Assignment,
-        _notes: &Notes,
+        assignment: &Assignment,
+        notes: &Notes,
     ) -> Result<BTreeMap<Rank, RankFeed>, PreflightFault> {
-        Ok(BTreeMap::new())
+        let peers = assignment.peers.iter().filter_map(|peer| plane_peer(peer).transpose());
+        let peers = peers.collect::<Result<_, _>>()?;
+        let fence = assignment.generation.0;
+        self.plane.enter(Membership { fence, me: PeerId(self.me.0), peers }).await;
+        let mut feeds = BTreeMap::new();
+        for rank in &assignment.ranks {
+            feeds.insert(*rank, self.feed(assignment, *rank, notes).await?);
+        }
+        Ok(feeds)
     }
 
-    pub(super) async fn close(self) {}
+    /// Ends everything and tells the peers.
+    pub(super) async fn close(self) {
+        self.plane.close().await;
+    }
+
+    async fn feed(
+        &self,
+        assignment: &Assignment,
+        rank: Rank,
+        notes: &Notes,
+    ) -> Result<RankFeed, PreflightFault> {
+        let failed = |what: String| fault("feed_failed", format!("cannot feed rank {rank}: {what}"), "");
+        let of = NonZeroU32::new(assignment.world_size).ok_or_else(|| failed("an empty world".into()))?;
+        let random = getrandom::u64().map_err(|error| failed(error.to_string()))?;
+        let socket = format!("slipway-{random:016x}");
+        let feed = self.plane.feed(FeedConfig {
+            consumer: Consumer { index: rank.0, of },
+            start_step: assignment.start_step.0.min(self.end_step),
+            end_step: self.end_step,
+            slots: self.slots,
+            socket: socket.clone(),
+            fence: assignment.generation.0,
+            hello: serde_json::Value::Null,
+        });
+        let feed = feed.await.map_err(|error| failed(chain(&error)))?;
+        let task = tokio::spawn(forward(feed, assignment.generation, rank, notes.clone()));
+        Ok(RankFeed { socket, task: task.abort_handle() })
+    }
+}
+
+/// Carries a feed's events to the agent, in their order, until either ends.
+async fn forward(mut feed: Feed, generation: Generation, rank: Rank, notes: Notes) {
+    while let Some(event) = feed.events.recv().await {
+        let event = match news(event) {
+            Ok(news) => Event::Feed { generation, rank, news },
+            Err(fault) => Event::Trouble { generation, evidence: data_evidence(rank, &fault) },
+        };
+        if notes.send(Note::Event(event)).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn news(event: FeedEvent) -> Result<FeedNews, DataFault> {
+    Ok(match event {
+        FeedEvent::Attached { .. } => FeedNews::Attached,
+        FeedEvent::Consumed { step, digest, samples, bytes } => {
+            FeedNews::Consumed(ConsumedStep { step: Step(step), samples, bytes, digest })
+        }
+        FeedEvent::Committed { step } => FeedNews::Committed(Step(step)),
+        FeedEvent::Reported { values } => FeedNews::Reported(values),
+        FeedEvent::Detached => FeedNews::Detached,
+        FeedEvent::Ended => FeedNews::Ended,
+        FeedEvent::Fault(fault) => return Err(fault),
+    })
+}
+
+fn data_evidence(rank: Rank, fault: &DataFault) -> Evidence {
+    let sample = fault.sample.map(|sample| format!(", sample {sample}")).unwrap_or_default();
+    let place = format!("shard {}, chunk {}{sample}", fault.shard, fault.chunk);
+    Evidence {
+        rank: Some(rank),
+        cause: CauseKind::Data,
+        seen_unix_ns: unix_ns(),
+        message: format!("{} ({}; {place})", fault.message, fault.reason),
+        hint: fault.hint.clone(),
+        log_tail: Vec::new(),
+    }
+}
+
+async fn load_manifest(data: &DataConfig) -> Result<Manifest, PreflightFault> {
+    let path = data.manifest.clone();
+    let failed = |what: String| {
+        let message = format!("cannot use the manifest {}: {what}", data.manifest.display());
+        fault(
+            "manifest_unreadable",
+            message,
+            "every host of the job must see the file that the launcher wrote",
+        )
+    };
+    let loaded = tokio::task::spawn_blocking(move || -> Result<Manifest, String> {
+        let bytes = read_file(&path).map_err(|error| error.to_string())?;
+        manifest::decode(&bytes).map_err(|error| chain(&error))
+    });
+    let loaded = loaded.await.map_err(|error| failed(error.to_string()))?.map_err(failed)?;
+    let digest = loaded.digest().to_string();
+    if digest == data.digest {
+        Ok(loaded)
+    } else {
+        let message =
+            format!("the manifest {} is of dataset {digest}, not {}", data.manifest.display(), data.digest);
+        Err(fault("manifest_differs", message, "the dataset was indexed anew: submit the job again"))
+    }
+}
+
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MANIFEST_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Opens the store and reads one byte of it: what a missing mount or a wrong permission would refuse.
+async fn open_store(data: &DataConfig, manifest: &Manifest) -> Result<Store, PreflightFault> {
+    let failed = |error: &datapath::store::StoreError| {
+        let message = format!("cannot {}", chain(error));
+        fault(
+            "source_unreadable",
+            message,
+            "is the dataset mounted on this host, and readable for this user?",
+        )
+    };
+    let store = Store::open(&data.source).map_err(|error| failed(&error))?;
+    if let Some(shard) = manifest.shards().iter().find(|shard| shard.bytes > 0) {
+        let (_, read) = store.read(&shard.name, 0, Block::with_len(1)).await;
+        read.map_err(|error| failed(&error))?;
+    }
+    Ok(store)
+}
+
+/// A peer that has a data plane, as the plane knows it.
+fn plane_peer(peer: &PeerAddress) -> Result<Option<Peer>, PreflightFault> {
+    let Some(addr) = peer.data_address else { return Ok(None) };
+    let fingerprint = fingerprint(&peer.fingerprint).ok_or_else(|| {
+        let message = format!("the fingerprint of worker {} is not 64 hexadecimal digits", peer.worker);
+        fault("peer_malformed", message, "launcher and worker must be of one release")
+    })?;
+    let (id, server_name) = (PeerId(peer.worker.0), certificate_name(peer.worker));
+    Ok(Some(Peer { id, addr, server_name, fingerprint }))
+}
+
+fn fingerprint(hex: &str) -> Option<[u8; 32]> {
+    if hex.len() != 64 || !hex.is_ascii() {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&hex[2 * index..2 * index + 2], 16).ok()?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fingerprints_are_read_or_refused() {
+        let mut expected = [0x0f; 32];
+        expected[0] = 0xab;
+        assert_eq!(fingerprint(&format!("ab{}", "0f".repeat(31))), Some(expected));
+        for wrong in ["", "0f", &"0g".repeat(32), &"é".repeat(32), &"0f".repeat(33)] {
+            assert_eq!(fingerprint(wrong), None, "{wrong}");
+        }
+    }
 }

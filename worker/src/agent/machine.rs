@@ -307,7 +307,7 @@ impl Machine {
             for exit in run.exits.values_mut() {
                 let Exit::Draining { exit: end, until } = exit else { continue };
                 if *until <= now {
-                    let end = end.clone();
+                    let end = *end;
                     *exit = Exit::Examining { status: end.status };
                     self.actions.push(Action::Examine(end));
                 }

@@ -1,5 +1,6 @@
 //! A whole worker with real ranks, against a launcher that follows a script.
 
+mod data;
 mod processes;
 
 use std::fs;
@@ -25,24 +26,30 @@ struct Rig {
     worker: JoinHandle<Outcome>,
     /// Dropping it is the launcher's end.
     lifeline: Option<io::PipeWriter>,
+    registration: Registration,
     peer: Peer,
 }
 
 /// A worker whose ranks run `script`, after its welcome.
 async fn rig(name: &str, script: &str, lease_ms: u64) -> Rig {
+    rig_with(name, script, lease_ms, |_| ()).await
+}
+
+async fn rig_with(name: &str, script: &str, lease_ms: u64, edit: impl FnOnce(&mut WorkerConfig)) -> Rig {
     let folder = TempDir::new().unwrap();
     let authority = authority();
     let launcher = listen(&authority.identity("launcher"));
     let uid = format!("agent-{name}-{}", std::process::id());
     let config = config(folder.path(), &uid, launcher.local_addr().unwrap(), script);
-    let config = WorkerConfig { identity: authority.identity("worker-0"), ..config };
+    let mut config = WorkerConfig { identity: authority.identity("worker-0"), ..config };
+    edit(&mut config);
     let (reader, writer) = io::pipe().unwrap();
     let worker = tokio::spawn(live(config, Some(Box::new(reader)), Family::OwnOnly));
     let mut peer = accept(&launcher).await;
     let registration = peer.hear_registration().await;
     assert_eq!((registration.worker, registration.running), (WorkerId(0), None));
     peer.say(&ToWorker::Welcome { lease_ms, heartbeat_ms: 50 }).await;
-    Rig { folder, uid, launcher, worker, lifeline: Some(writer), peer }
+    Rig { folder, uid, launcher, worker, lifeline: Some(writer), registration, peer }
 }
 
 fn config(folder: &Path, uid: &str, launcher: SocketAddr, script: &str) -> WorkerConfig {
@@ -97,10 +104,14 @@ impl Rig {
 
     /// From gathering to started; returns where the store is.
     async fn start(&mut self, generation: u64) -> SocketAddr {
-        let generation = Generation(generation);
+        self.start_with(assignment(generation)).await
+    }
+
+    async fn start_with(&mut self, assignment: Assignment) -> SocketAddr {
+        let generation = assignment.generation;
         self.peer.say(&ToWorker::Gather { generation }).await;
         assert_eq!(self.hear().await, ToLauncher::Ready { generation, faults: Vec::new() });
-        self.peer.say(&ToWorker::Assign(assignment(generation.0))).await;
+        self.peer.say(&ToWorker::Assign(assignment)).await;
         let master = match self.hear().await {
             ToLauncher::StoreOpen { generation: of, address } if of == generation => address,
             other => panic!("{other:?}"),

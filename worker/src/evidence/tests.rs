@@ -123,6 +123,14 @@ fn the_error_file_is_believed_before_the_log() {
 }
 
 #[test]
+fn a_programs_own_hint_goes_before_ours() {
+    let log = "hint: old\nTraceback (most recent call last):\n  x\nImportError: no\nhint: install it\n";
+    assert_eq!(judge(&seen(CODE_1, log)).unwrap().hint, "install it");
+    let log = "hint: old\nTraceback (most recent call last):\n  x\nImportError: no\n";
+    assert!(judge(&seen(CODE_1, log)).unwrap().hint.starts_with("is the package installed"));
+}
+
+#[test]
 fn a_spawn_error_says_what_to_check() {
     let evidence = not_started(Rank(1), "pyton", &Error::from(ErrorKind::NotFound), 5);
     assert_eq!((evidence.cause, evidence.rank), (CauseKind::NotStarted, Some(Rank(1))));

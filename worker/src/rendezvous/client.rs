@@ -114,14 +114,8 @@ impl Client {
         endpoint.set_default_client_config(tls);
         let (outgoing, queue) = mpsc::channel(OUTGOING_MAX);
         let (events, inbox) = mpsc::channel(INCOMING_MAX);
-        let caller = Caller {
-            endpoint,
-            launcher: config.launcher,
-            name: config.launcher_name.to_owned(),
-            registration,
-            queue,
-            events,
-        };
+        let (launcher, name) = (config.launcher, config.launcher_name.to_owned());
+        let caller = Caller { dial: Dial { endpoint, launcher, name, registration }, queue, events };
         Ok((Self { outgoing, task: tokio::spawn(caller.run()) }, inbox))
     }
 
@@ -160,11 +154,16 @@ fn local_address(bind: IpAddr, launcher: IpAddr) -> IpAddr {
     }
 }
 
-struct Caller {
+/// How to reach the launcher.
+struct Dial {
     endpoint: Endpoint,
     launcher: SocketAddr,
     name: String,
     registration: watch::Receiver<Registration>,
+}
+
+struct Caller {
+    dial: Dial,
     queue: mpsc::Receiver<(SessionId, ToLauncher)>,
     events: mpsc::Sender<SessionEvent>,
 }
@@ -193,13 +192,17 @@ impl Caller {
     async fn run(mut self) {
         let mut backoff = BACKOFF_FIRST;
         let mut session = SessionId(0);
-        while !self.events.is_closed() {
-            let end = match self.connect().await {
+        loop {
+            let attempt = tokio::select! {
+                attempt = self.dial.connect() => attempt,
+                () = closed(&mut self.queue) => break,
+            };
+            let end = match attempt {
                 Ok((connection, send, receive)) => {
                     backoff = BACKOFF_FIRST;
                     session.0 += 1;
                     if self.events.send(SessionEvent::Connected(session)).await.is_err() {
-                        return;
+                        break;
                     }
                     let end = self.carry(session, send, receive).await;
                     connection.close(VarInt::from_u32(0), b"");
@@ -207,37 +210,15 @@ impl Caller {
                 }
                 Err(end) => end,
             };
-            if matches!(end, End::Closed) || self.queue_is_closed() {
+            if matches!(end, End::Closed) || self.events.send(lost(&end)).await.is_err() {
                 break;
             }
-            if self.events.send(lost(&end)).await.is_err() {
-                break;
-            }
-            sleep(jittered(backoff)).await;
-            backoff = (backoff * 2).min(BACKOFF_MAX);
-        }
-        self.endpoint.wait_idle().await;
-    }
-
-    /// Throws away what was meant for an earlier session, and says whether the agent has closed the client.
-    fn queue_is_closed(&mut self) -> bool {
-        loop {
-            match self.queue.try_recv() {
-                Ok(_) => {}
-                Err(error) => return error == mpsc::error::TryRecvError::Disconnected,
+            tokio::select! {
+                () = sleep(jittered(backoff)) => backoff = (backoff * 2).min(BACKOFF_MAX),
+                () = closed(&mut self.queue) => break,
             }
         }
-    }
-
-    async fn connect(&self) -> Result<(quinn::Connection, SendStream, RecvStream), End> {
-        let attempt = async {
-            let connection = self.endpoint.connect(self.launcher, &self.name)?.await?;
-            let (mut send, receive) = connection.open_bi().await?;
-            let registration = self.registration.borrow().clone();
-            send.write_all(&encode(&ToLauncher::Register(registration))?).await?;
-            Ok((connection, send, receive))
-        };
-        timeout(CONNECT_MAX, attempt).await.map_err(|_| End::Timeout)?
+        self.dial.endpoint.wait_idle().await;
     }
 
     /// Until the connection breaks or the agent closes the client.
@@ -248,6 +229,24 @@ impl Caller {
             end = read(&events, receive) => end.err().unwrap_or(End::Closed),
         }
     }
+}
+
+impl Dial {
+    async fn connect(&self) -> Result<(quinn::Connection, SendStream, RecvStream), End> {
+        let attempt = async {
+            let connection = self.endpoint.connect(self.launcher, &self.name)?.await?;
+            let (mut send, receive) = connection.open_bi().await?;
+            let registration = self.registration.borrow().clone();
+            send.write_all(&encode(&ToLauncher::Register(registration))?).await?;
+            Ok((connection, send, receive))
+        };
+        timeout(CONNECT_MAX, attempt).await.map_err(|_| End::Timeout)?
+    }
+}
+
+/// Until the agent closes the client. Throws away what was meant for an earlier session.
+async fn closed(queue: &mut mpsc::Receiver<(SessionId, ToLauncher)>) {
+    while queue.recv().await.is_some() {}
 }
 
 /// Frames out. Ends well when the queue is closed and the launcher has acknowledged all of it.

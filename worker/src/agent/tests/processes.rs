@@ -43,7 +43,8 @@ async fn spawn(name: &str, script: &str) -> ProcessRig {
     line.push(b'\n');
     worker.stdin.as_mut().unwrap().write_all(&line).unwrap();
     let mut peer = accept(&launcher).await;
-    assert_eq!(peer.hear_registration().await.pid, worker.id());
+    let registration = peer.hear_registration().await;
+    assert_eq!(registration.pid, worker.id());
     peer.say(&ToWorker::Welcome { lease_ms: 30_000, heartbeat_ms: 50 }).await;
     let rig = Rig {
         folder,
@@ -51,6 +52,7 @@ async fn spawn(name: &str, script: &str) -> ProcessRig {
         launcher,
         worker: tokio::spawn(async { Outcome::Finished }),
         lifeline: None,
+        registration,
         peer,
     };
     ProcessRig { worker, rig }

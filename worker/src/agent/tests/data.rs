@@ -1,0 +1,169 @@
+//! A worker that feeds its ranks: every step that a trainer acknowledged is told before its end.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroU32;
+
+use datapath::dataset::index::{IndexOptions, index};
+use datapath::dataset::{Dtype, RecordLayout, manifest};
+use datapath::order::{Consumer, Order, OrderDigest, OrderSpec, Remainder, Shuffle};
+use datapath::select::TransportPolicy;
+use datapath::store::Store;
+
+use super::*;
+use crate::config::DataConfig;
+use crate::rendezvous::message::{PeerAddress, RankProgress};
+
+/// Consumes all batches, commits every fourth step, and ends at once.
+const TRAINER: &str = "
+import slipway
+with slipway.loader() as loader:
+    for batch in loader:
+        if batch.step % 4 == 3:
+            loader.commit()
+    slipway.report(done=1.0)
+";
+const SAMPLES: u32 = 400;
+const BATCH: NonZeroU32 = NonZeroU32::new(8).unwrap();
+const EPOCHS: u64 = 2;
+
+async fn dataset(folder: &Path) -> (DataConfig, Order) {
+    let shards = folder.join("shards");
+    fs::create_dir(&shards).unwrap();
+    let bytes: Vec<u8> = (0..SAMPLES).flat_map(|sample| sample.to_le_bytes().repeat(4)).collect();
+    fs::write(shards.join("a.bin"), bytes).unwrap();
+    let layout = RecordLayout { dtype: Dtype::U32, items: 4, header_bytes: 0 };
+    let source = shards.display().to_string();
+    let options = IndexOptions { record: Some(layout), chunk_bytes: 1 << 10, ..IndexOptions::default() };
+    let table = index(&Store::open(&source).unwrap(), &options).await.unwrap();
+    let path = folder.join("slipway.manifest");
+    fs::write(&path, manifest::encode(&table)).unwrap();
+    let shuffle = Shuffle::Window { chunks: NonZeroU32::new(4).unwrap() };
+    let spec = OrderSpec { seed: 7, global_batch: BATCH, shuffle, remainder: Remainder::Drop };
+    let order = Order::new(&table, spec).unwrap();
+    let config = DataConfig {
+        source,
+        manifest: path,
+        digest: table.digest().to_string(),
+        order: spec,
+        epochs: EPOCHS,
+        transport: TransportPolicy::Quic,
+        slots: 4,
+        cache_bytes: 64 << 20,
+    };
+    (config, order)
+}
+
+/// What the launcher knows of the ranks' progress.
+#[derive(Default)]
+struct Seen {
+    steps: BTreeMap<Rank, BTreeSet<Step>>,
+    committed: BTreeMap<Rank, Step>,
+    reported: BTreeMap<String, f64>,
+    ended: BTreeSet<Rank>,
+    digest: OrderDigest,
+}
+
+impl Seen {
+    fn note(&mut self, progress: RankProgress) {
+        let RankProgress { rank, consumed, committed, reported, ended } = progress;
+        for step in consumed {
+            assert!(self.steps.entry(rank).or_default().insert(step.step), "a step is counted twice");
+            self.digest.merge(step.digest);
+        }
+        self.committed.extend(committed.map(|step| (rank, step)));
+        self.reported.extend(reported);
+        if ended {
+            self.ended.insert(rank);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_steps_arrive_before_the_ends() {
+    let folder = TempDir::new().unwrap();
+    let (data, order) = dataset(folder.path()).await;
+    let mut rig = rig_with("data", "", 30_000, |config| {
+        config.run.command = ["python3", "-c", TRAINER].map(str::to_owned).to_vec();
+        config.python_folder = concat!(env!("CARGO_MANIFEST_DIR"), "/python").into();
+        config.data = Some(data);
+    })
+    .await;
+    let me = PeerAddress {
+        worker: WorkerId(0),
+        data_address: rig.registration.data_address,
+        fingerprint: "0".repeat(64),
+    };
+    assert!(me.data_address.is_some());
+    rig.start_with(Assignment { peers: vec![me], ..assignment(1) }).await;
+    let mut seen = Seen::default();
+    let mut exits = 0;
+    let steps = order.steps_per_epoch() * EPOCHS;
+    while exits < 2 {
+        match timeout(PATIENCE, rig.peer.hear()).await.unwrap() {
+            ToLauncher::Heartbeat { progress, .. } => progress.into_iter().for_each(|rank| seen.note(rank)),
+            ToLauncher::Exited { rank, status, evidence, .. } => {
+                assert_eq!((status, evidence), (ExitStatus::Code { code: 0 }, None));
+                let known = seen.steps.get(&rank).map_or(0, BTreeSet::len);
+                assert_eq!(
+                    u64::try_from(known).unwrap(),
+                    steps,
+                    "the exit of {rank} comes after all of its steps"
+                );
+                exits += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(seen.committed, BTreeMap::from([(Rank(0), Step(steps)), (Rank(1), Step(steps))]));
+    assert_eq!(seen.ended, BTreeSet::from([Rank(0), Rank(1)]));
+    assert_eq!(seen.reported, BTreeMap::from([("done".to_owned(), 1.0)]));
+    assert_eq!(seen.digest, whole(&order));
+    rig.peer.say(&ToWorker::Finish).await;
+    assert_eq!(rig.outcome().await, Outcome::Finished);
+}
+
+/// The digest of all epochs as one consumer would have it.
+fn whole(order: &Order) -> OrderDigest {
+    let mut digest = OrderDigest::default();
+    for epoch in 0..EPOCHS {
+        let order_of_epoch = order.epoch(epoch);
+        for step in 0..order.steps_per_epoch() {
+            for placed in order_of_epoch.slice(step, Consumer { index: 0, of: NonZeroU32::MIN }) {
+                digest.add(epoch, step, placed.position, placed.sample);
+            }
+        }
+    }
+    digest
+}
+
+#[tokio::test]
+async fn a_dataset_that_is_another_is_a_fault_of_the_preflight() {
+    let folder = TempDir::new().unwrap();
+    let (data, _) = dataset(folder.path()).await;
+    let data = DataConfig { digest: "0".repeat(64), ..data };
+    let mut rig = rig_with("digest", "", 30_000, |config| config.data = Some(data)).await;
+    rig.peer.say(&ToWorker::Gather { generation: Generation(1) }).await;
+    match rig.hear().await {
+        ToLauncher::Ready { faults, .. } => {
+            assert_eq!(
+                faults.iter().map(|fault| fault.code.as_str()).collect::<Vec<_>>(),
+                ["manifest_differs"]
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    rig.peer.say(&ToWorker::Finish).await;
+    assert_eq!(rig.outcome().await, Outcome::Finished);
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_read_is_a_fault_of_the_preflight() {
+    let folder = TempDir::new().unwrap();
+    let (data, _) = dataset(folder.path()).await;
+    fs::remove_file(folder.path().join("shards/a.bin")).unwrap();
+    let config = WorkerConfig {
+        data: Some(data),
+        ..config(folder.path(), "store", "127.0.0.1:1".parse().unwrap(), "")
+    };
+    assert_eq!(data::DataSide::start(&config).await.unwrap_err().code, "source_unreadable");
+}
