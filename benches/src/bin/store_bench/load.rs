@@ -1,6 +1,7 @@
 //! The cases: what clients send, in which order, and what is measured.
 
 use std::error::Error;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use worker::torch_store::{Command, MAGIC, Query};
@@ -23,6 +24,17 @@ pub(crate) enum Case {
     JoinNewBarrier(usize),
     /// So many operations of one kind over 64 connections, each sending its next when the former is answered.
     Operations(Operation, usize),
+}
+
+impl Case {
+    /// For people; `--only` looks into it.
+    pub(crate) fn title(self) -> String {
+        match self {
+            Self::JoinOldBarrier(world) => format!("{world} join, old barrier"),
+            Self::JoinNewBarrier(world) => format!("{world} join, new barrier"),
+            Self::Operations(kind, _) => format!("{kind:?} x64").to_lowercase(),
+        }
+    }
 }
 
 /// What a throughput case repeats.
@@ -64,31 +76,47 @@ pub(crate) fn cases(quick: bool) -> Vec<Case> {
     joins.chain(kinds.map(|kind| Case::Operations(kind, operations))).collect()
 }
 
-/// Runs a case once against a fresh store.
+/// Runs a case once against a fresh store. What counts ends with the last answer: closing is not in it.
 pub(crate) fn measure(case: Case, server: &mut Process) -> Result<Measured, Box<dyn Error>> {
     let address = server.fresh()?;
-    let (server_before, client_before) = (server.cpu()?, own_cpu()?);
-    let mut measured = match case {
-        Case::JoinOldBarrier(world) => join(address, world, old_barrier)?,
-        Case::JoinNewBarrier(world) => join(address, world, new_barrier)?,
+    match case {
+        Case::JoinOldBarrier(world) => join(server, address, world, old_barrier),
+        Case::JoinNewBarrier(world) => join(server, address, world, new_barrier),
         Case::Operations(kind, count) => {
             let mut clients = Clients::connect(address, CONNECTIONS, hello, 4)?;
             clients.drive(CONNECTIONS, |_, _| Next::Done)?;
-            let (server_before, client_before) = (server.cpu()?, own_cpu()?);
-            let measured = operations(&mut clients, kind, count)?;
-            let server_cpu = server.cpu()?.saturating_sub(server_before);
-            let client_cpu = own_cpu()?.saturating_sub(client_before);
-            return Ok(Measured { server_cpu, client_cpu, ..measured });
+            operations(server, &mut clients, kind, count)
         }
-    };
-    measured.server_cpu = server.cpu()?.saturating_sub(server_before);
-    measured.client_cpu = own_cpu()?.saturating_sub(client_before);
-    Ok(measured)
+    }
+}
+
+/// CPU times of the two processes since it was made.
+struct Cpu<'a> {
+    server: &'a Process,
+    before: (Duration, Duration),
+}
+
+impl<'a> Cpu<'a> {
+    fn new(server: &'a Process) -> Result<Self, Box<dyn Error>> {
+        Ok(Self { server, before: (server.cpu()?, own_cpu()?) })
+    }
+
+    fn add_to(&self, measured: Measured) -> Result<Measured, Box<dyn Error>> {
+        let server_cpu = self.server.cpu()?.saturating_sub(self.before.0);
+        let client_cpu = own_cpu()?.saturating_sub(self.before.1);
+        Ok(Measured { server_cpu, client_cpu, ..measured })
+    }
 }
 
 type Barrier = fn(&mut Clients, usize) -> Result<(), Box<dyn Error>>;
 
-fn join(address: std::net::SocketAddr, world: usize, barrier: Barrier) -> Result<Measured, Box<dyn Error>> {
+fn join(
+    server: &Process,
+    address: SocketAddr,
+    world: usize,
+    barrier: Barrier,
+) -> Result<Measured, Box<dyn Error>> {
+    let cpu = Cpu::new(server)?;
     let start = Instant::now();
     let mut clients = Clients::connect(address, world, hello, 4)?;
     let mut greeted = vec![false; world];
@@ -100,7 +128,7 @@ fn join(address: std::net::SocketAddr, world: usize, barrier: Barrier) -> Result
     })?;
     let join = since(start);
     barrier(&mut clients, world)?;
-    Ok(Measured { wall: since(start), join, ..Measured::default() })
+    cpu.add_to(Measured { wall: since(start), join, ..Measured::default() })
 }
 
 fn old_barrier(clients: &mut Clients, world: usize) -> Result<(), Box<dyn Error>> {
@@ -127,7 +155,12 @@ fn new_barrier(clients: &mut Clients, world: usize) -> Result<(), Box<dyn Error>
     clients.drive(world, |_, _| Next::Done)
 }
 
-fn operations(clients: &mut Clients, kind: Operation, count: usize) -> Result<Measured, Box<dyn Error>> {
+fn operations(
+    server: &Process,
+    clients: &mut Clients,
+    kind: Operation,
+    count: usize,
+) -> Result<Measured, Box<dyn Error>> {
     let commands: Vec<_> = (0..CONNECTIONS).map(|number| Commands::new(kind, number)).collect();
     if kind == Operation::Get {
         clients.start(|number| Next::Send(commands[number].prepare.clone(), 1))?;
@@ -137,6 +170,7 @@ fn operations(clients: &mut Clients, kind: Operation, count: usize) -> Result<Me
     let mut started = vec![Instant::now(); CONNECTIONS];
     let mut half_way = vec![false; CONNECTIONS];
     let mut left = count - CONNECTIONS;
+    let cpu = Cpu::new(server)?;
     let start = Instant::now();
     clients.start(|number| commands[number].first())?;
     clients.drive(CONNECTIONS, |number, _| {
@@ -152,12 +186,12 @@ fn operations(clients: &mut Clients, kind: Operation, count: usize) -> Result<Me
         left -= 1;
         commands[number].first()
     })?;
-    let wall = since(start);
+    let measured = cpu.add_to(Measured { wall: since(start), ..Measured::default() })?;
     taken.sort_unstable();
     #[expect(clippy::cast_precision_loss, reason = "a count of operations is far below 2^52")]
-    let rate = taken.len() as f64 / wall.as_secs_f64();
+    let rate = taken.len() as f64 / measured.wall.as_secs_f64();
     let p99 = taken[taken.len() * 99 / 100];
-    Ok(Measured { wall, rate, p99, ..Measured::default() })
+    Ok(Measured { rate, p99, ..measured })
 }
 
 struct Commands {

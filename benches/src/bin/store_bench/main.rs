@@ -20,7 +20,7 @@ mod report;
 mod server;
 
 const USAGE: &str = "usage: store_bench serve
-       store_bench run [--torch-python PYTHON --torch-script FILE] [--rounds N] [--json FILE] [--quick]
+       store_bench run [--torch-python PYTHON --torch-script FILE] [--rounds N] [--json FILE] [--quick] [--only TEXT]
 
 Without --torch-python only our server is measured.";
 
@@ -50,7 +50,8 @@ fn serve() -> Result<(), Box<dyn Error>> {
 
 fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
     let mut arguments = arguments.iter();
-    let (mut python, mut script, mut json, mut rounds, mut quick) = (None, None, None, 5, false);
+    let (mut python, mut script, mut json, mut only) = (None, None, None, "");
+    let (mut rounds, mut quick) = (5, false);
     while let Some(name) = arguments.next() {
         if name == "--quick" {
             quick = true;
@@ -61,6 +62,7 @@ fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
             "--torch-python" => python = Some(value.as_str()),
             "--torch-script" => script = Some(value.as_str()),
             "--json" => json = Some(value.as_str()),
+            "--only" => only = value.as_str(),
             "--rounds" => rounds = value.parse()?,
             _ => return Err(USAGE.into()),
         }
@@ -72,7 +74,7 @@ fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
     }
     let mut report = report::Report::default();
     for round in 0..rounds {
-        for case in load::cases(quick) {
+        for case in load::cases(quick).into_iter().filter(|case| case.title().contains(only)) {
             let mut order: Vec<_> = servers.iter_mut().collect();
             if round % 2 == 1 {
                 order.reverse();

@@ -52,7 +52,7 @@ impl Report {
                     _ => String::new(),
                 };
                 let [ours, torch] = [ours, torch].map(|spread| spread.map(cell).unwrap_or_default());
-                let _ = writeln!(text, "{:<22} {name:<16} {ours:>30} {torch:>30} {ratio:>8}", title(*case));
+                let _ = writeln!(text, "{:<22} {name:<16} {ours:>30} {torch:>30} {ratio:>8}", case.title());
             }
         }
         text
@@ -72,7 +72,7 @@ impl Report {
                     ((*server).to_owned(), Value::Object(numbers.collect()))
                 })
                 .collect();
-            json!({"case": title(*case), "servers": servers})
+            json!({"case": case.title(), "servers": servers})
         });
         json!({ "bench": "store", "cases": cases.collect::<Vec<_>>() })
     }
@@ -82,14 +82,6 @@ fn columns(case: Case) -> [Column; 4] {
     match case {
         Case::JoinOldBarrier(_) | Case::JoinNewBarrier(_) => JOIN_COLUMNS,
         Case::Operations(..) => OPERATION_COLUMNS,
-    }
-}
-
-fn title(case: Case) -> String {
-    match case {
-        Case::JoinOldBarrier(world) => format!("{world} join, old barrier"),
-        Case::JoinNewBarrier(world) => format!("{world} join, new barrier"),
-        Case::Operations(kind, _) => format!("{kind:?} x64").to_lowercase(),
     }
 }
 
