@@ -432,4 +432,4 @@ impl<'a> Fields<'_, 'a> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
