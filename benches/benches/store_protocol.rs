@@ -1,6 +1,5 @@
 //! The torch store without sockets: what one command costs to decode, and to decide.
 
-#![expect(missing_docs, reason = "the macros make public functions")]
 #![expect(clippy::unwrap_used, reason = "a bench may fail")]
 
 use std::hint::black_box;

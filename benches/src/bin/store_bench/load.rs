@@ -59,6 +59,8 @@ pub(crate) struct Measured {
     pub(crate) join: Duration,
     /// CPU time of the server.
     pub(crate) server_cpu: Duration,
+    /// Of that, outside of the kernel: the server's own code. Counted by ticks, so only good for long cases.
+    pub(crate) server_user: Duration,
     /// CPU time of the load client.
     pub(crate) client_cpu: Duration,
     /// Operations per second; zero in join cases.
@@ -93,18 +95,23 @@ pub(crate) fn measure(case: Case, server: &mut Process) -> Result<Measured, Box<
 /// CPU times of the two processes since it was made.
 struct Cpu<'a> {
     server: &'a Process,
-    before: (Duration, Duration),
+    before: [Duration; 3],
 }
 
 impl<'a> Cpu<'a> {
     fn new(server: &'a Process) -> Result<Self, Box<dyn Error>> {
-        Ok(Self { server, before: (server.cpu()?, own_cpu()?) })
+        Ok(Self { server, before: Self::now(server)? })
     }
 
     fn add_to(&self, measured: Measured) -> Result<Measured, Box<dyn Error>> {
-        let server_cpu = self.server.cpu()?.saturating_sub(self.before.0);
-        let client_cpu = own_cpu()?.saturating_sub(self.before.1);
-        Ok(Measured { server_cpu, client_cpu, ..measured })
+        let now = Self::now(self.server)?;
+        let [server_cpu, server_user, client_cpu] =
+            std::array::from_fn(|at| now[at].saturating_sub(self.before[at]));
+        Ok(Measured { server_cpu, server_user, client_cpu, ..measured })
+    }
+
+    fn now(server: &Process) -> Result<[Duration; 3], Box<dyn Error>> {
+        Ok([server.cpu()?, server.user_cpu()?, own_cpu()?])
     }
 }
 
@@ -168,7 +175,7 @@ fn operations(
     }
     let mut taken = Vec::with_capacity(count);
     let mut started = vec![Instant::now(); CONNECTIONS];
-    let mut half_way = vec![false; CONNECTIONS];
+    let mut half_way = [false; CONNECTIONS];
     let mut left = count - CONNECTIONS;
     let cpu = Cpu::new(server)?;
     let start = Instant::now();

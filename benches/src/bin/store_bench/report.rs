@@ -24,10 +24,11 @@ const JOIN_COLUMNS: [Column; 4] = [
     ("client cpu ms", |run| millis(run.client_cpu)),
 ];
 
-const OPERATION_COLUMNS: [Column; 4] = [
+const OPERATION_COLUMNS: [Column; 5] = [
     ("ops/s", |run| run.rate),
     ("p99 us", |run| micros(run.p99)),
     ("server cpu ms", |run| millis(run.server_cpu)),
+    ("  outside kernel", |run| millis(run.server_user)),
     ("client cpu ms", |run| millis(run.client_cpu)),
 ];
 
@@ -45,8 +46,8 @@ impl Report {
         );
         for (case, servers) in &self.runs {
             for (name, column) in columns(*case) {
-                let ours = servers.get("slipway").map(|runs| spread(runs, column));
-                let torch = servers.get("torch").map(|runs| spread(runs, column));
+                let ours = servers.get("slipway").map(|runs| spread(runs, *column));
+                let torch = servers.get("torch").map(|runs| spread(runs, *column));
                 let ratio = match (ours, torch) {
                     (Some(ours), Some(torch)) if torch.1 > 0.0 => format!("{:.2}", ours.1 / torch.1),
                     _ => String::new(),
@@ -64,10 +65,13 @@ impl Report {
             let servers: serde_json::Map<_, _> = servers
                 .iter()
                 .map(|(server, runs)| {
-                    let numbers = columns(*case).into_iter().map(|(name, column)| {
+                    let numbers = columns(*case).iter().map(|(name, column)| {
                         let all: Vec<f64> = runs.iter().map(column).collect();
-                        let (least, median, most) = spread(runs, column);
-                        (name.to_owned(), json!({"median": median, "least": least, "most": most, "all": all}))
+                        let (least, median, most) = spread(runs, *column);
+                        (
+                            (*name).trim().to_owned(),
+                            json!({"median": median, "least": least, "most": most, "all": all}),
+                        )
                     });
                     ((*server).to_owned(), Value::Object(numbers.collect()))
                 })
@@ -78,10 +82,10 @@ impl Report {
     }
 }
 
-fn columns(case: Case) -> [Column; 4] {
+fn columns(case: Case) -> &'static [Column] {
     match case {
-        Case::JoinOldBarrier(_) | Case::JoinNewBarrier(_) => JOIN_COLUMNS,
-        Case::Operations(..) => OPERATION_COLUMNS,
+        Case::JoinOldBarrier(_) | Case::JoinNewBarrier(_) => &JOIN_COLUMNS,
+        Case::Operations(..) => &OPERATION_COLUMNS,
     }
 }
 

@@ -70,6 +70,15 @@ impl Process {
     pub(crate) fn cpu(&self) -> Result<Duration, Box<dyn Error>> {
         cpu(Path::new(&format!("/proc/{}/task", self.child.id())))
     }
+
+    /// Of that, the part outside of the kernel (field 14 of `/proc/<pid>/stat`, in ticks).
+    pub(crate) fn user_cpu(&self) -> Result<Duration, Box<dyn Error>> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // The second field is a name that may have spaces, in parentheses.
+        let after = stat.rsplit_once(')').ok_or("no name in stat")?.1;
+        let ticks: u64 = after.split_whitespace().nth(11).ok_or("no field 14 in stat")?.parse()?;
+        Ok(Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second())?)
+    }
 }
 
 impl Drop for Process {
