@@ -315,7 +315,7 @@ pub struct PlannedData {
     pub chunks: u64,
     /// Samples.
     pub samples: u64,
-    /// Bytes of all shards.
+    /// Their bytes, without what frames them in the shards.
     pub bytes: u64,
     /// Steps of one epoch.
     pub steps_per_epoch: u64,

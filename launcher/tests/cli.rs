@@ -86,6 +86,20 @@ fn the_schema_is_the_committed_one() {
 }
 
 #[test]
+fn every_example_is_a_sound_job() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let mut count = 0;
+    for folder in std::fs::read_dir(examples).unwrap() {
+        let folder = folder.unwrap().path();
+        let Ok(text) = std::fs::read_to_string(folder.join("job.yaml")) else { continue };
+        let origin = launcher::job::Origin { name: folder.display().to_string(), folder };
+        launcher::job::parse(&text, &origin).unwrap_or_else(|faults| panic!("{faults}"));
+        count += 1;
+    }
+    assert!(count >= 2, "{count} examples");
+}
+
+#[test]
 fn usage_is_2_and_says_nothing_on_standard_output() {
     let folder = tempfile::tempdir().unwrap();
     for args in [
@@ -153,6 +167,7 @@ fn a_data_set_is_indexed_listed_and_verified() {
     );
     let listed = run(folder, "data ls d --output json").ends(0).json();
     assert_eq!(listed, indexed, "the manifest says what the shards said");
+    assert_eq!((&listed["bytes"], &listed["sampleBytes"]), (&400.into(), &400.into()));
     let digest = indexed["digest"].as_str().unwrap();
     insta::assert_snapshot!("data_ls", run(folder, "data ls d").ends(0).stdout.replace(digest, "DIGEST"));
     insta::assert_snapshot!("data_verify", run(folder, "data verify d").ends(0).stdout);

@@ -187,8 +187,11 @@ pub async fn resume(
     let mut job = state::read_job(&folder)?;
     let before = state::read(&folder)?;
     if before.phase == super::Phase::Succeeded {
-        return Err(Failure::new(ExitCode::Usage, format!("failed to resume {}: it has succeeded", before.id))
-            .hint("submit it again to run it from the beginning"));
+        return Err(Failure::new(
+            ExitCode::Usage,
+            format!("failed to resume {}: it has succeeded", before.id),
+        )
+        .hint("submit it again to run it from the beginning"));
     }
     let lock = take_lock(&folder).await?;
     if let Some(workers) = options.workers {

@@ -74,7 +74,9 @@ struct Listing {
     fields: Vec<String>,
     samples: u64,
     chunks: usize,
+    /// Of the shards, with what frames the samples in them.
     bytes: u64,
+    sample_bytes: u64,
     max_sample_bytes: u64,
     shards: Vec<ListedShard>,
 }
@@ -111,7 +113,8 @@ impl Listing {
             fields: manifest.fields().to_vec(),
             samples: manifest.sample_count(),
             chunks: manifest.chunks().len(),
-            bytes: manifest.bytes(),
+            bytes: manifest.shards().iter().map(|shard| shard.bytes).sum(),
+            sample_bytes: manifest.bytes(),
             max_sample_bytes: manifest.max_sample_bytes(),
             shards,
         }

@@ -10,6 +10,9 @@ use crate::dataset;
 use crate::error::{ExitCode, Failure};
 use crate::output::Printer;
 
+/// Written at once: a job has millions of short lines, and each write is a system call.
+const WRITE_BYTES: usize = 64 << 10;
+
 /// Lists or hashes the steps that the flags name.
 ///
 /// # Errors
@@ -36,10 +39,16 @@ pub async fn run(flags: &cli::Order, printer: Printer) -> Result<(), Failure> {
         let audit = audit(flags, &order, steps, manifest.digest().to_string())?;
         return printer.data(&audit, |audit| format!("{}\n", audit.digest));
     }
+    let mut pending = String::new();
     steps.each(&order, |step| {
         let line = Line::new(&step, flags);
-        if printer.json { printer.json_line(&line) } else { printer.text(&line.text()) }
-    })
+        pending.push_str(&if printer.json { line.json()? } else { line.text() });
+        if pending.len() >= WRITE_BYTES {
+            printer.text(&std::mem::take(&mut pending))?;
+        }
+        Ok(())
+    })?;
+    printer.text(&pending)
 }
 
 /// The steps that are asked for, counted over all epochs.
@@ -170,6 +179,12 @@ impl Line {
             placed.map(|Placed { sample, padding, .. }| Item { sample: sample.0, padding }).collect()
         };
         Self { epoch: step.epoch, step: step.number, ranks: (0..flags.workers.get()).map(slice).collect() }
+    }
+
+    fn json(&self) -> Result<String, Failure> {
+        let json = serde_json::to_string(self);
+        json.map(|json| json + "\n")
+            .map_err(|error| Failure::new(ExitCode::Internal, "failed to print JSON").because(&error))
     }
 
     fn text(&self) -> String {

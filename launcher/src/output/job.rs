@@ -176,7 +176,7 @@ fn numbers(summary: &Summary) -> String {
         line("exchanged", format!("{} between workers", bytes(summary.bytes_exchanged)));
         line("paths", paths(&summary.paths));
     }
-    if let Some(digest) = summary.order_digest {
+    if let Some(digest) = summary.order_digest.filter(|_| summary.steps > 0) {
         line("order", digest.to_string());
     }
     if !summary.reported.is_empty() {
@@ -275,8 +275,8 @@ pub fn plan(plan: &Plan) -> String {
     writeln!(text, "  workdir    {}", plan.workdir.display()).ok();
     if let Some(data) = &plan.data {
         writeln!(text, "  data       {}", data.source).ok();
-        let shape = format!("{} shards, {} chunks, {}", data.shards, data.chunks, bytes(data.bytes));
-        writeln!(text, "             {} samples in {shape}", data.samples).ok();
+        let shape = format!("{} chunks of {} shards", data.chunks, data.shards);
+        writeln!(text, "             {} samples ({}) in {shape}", data.samples, bytes(data.bytes)).ok();
         let steps = data.steps_per_epoch.saturating_mul(data.epochs);
         let order = format!("{} epochs of {} steps: {steps} steps", data.epochs, data.steps_per_epoch);
         writeln!(text, "  steps      {order} of {} samples", data.global_batch).ok();

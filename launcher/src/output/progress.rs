@@ -114,8 +114,15 @@ fn sentence(event: &ProgressEvent) -> Option<String> {
         }
         ProgressEvent::Phase { phase: now, generation, message } => {
             let name = phase(*now);
-            let why = if message.is_empty() { String::new() } else { format!(": {message}") };
-            Some(format!("{name} (generation {generation}){why}"))
+            let which = if generation.0 > 1 { format!(" (generation {generation})") } else { String::new() };
+            let why = match now {
+                _ if message.is_empty() => String::new(),
+                Phase::Gathering | Phase::Preflight | Phase::Assigned | Phase::Joining => {
+                    format!(": waiting for {message}")
+                }
+                _ => format!(": {message}"),
+            };
+            Some(format!("{name}{which}{why}"))
         }
         ProgressEvent::Restarting { cause, restart, restarts_max, backoff_ms, from_step } => {
             let who = cause.rank.map(|rank| format!("rank {rank}: ")).unwrap_or_default();
@@ -164,7 +171,7 @@ mod tests {
         };
         let events = [
             ProgressEvent::Submitted { id: "digits-1a2b".to_owned(), folder: "/jobs/digits-1a2b".into() },
-            phase(Phase::Gathering, 1, "2 of 4 workers"),
+            phase(Phase::Gathering, 1, "workers 2, 3"),
             phase(Phase::Running, 1, ""),
             ProgressEvent::Restarting {
                 cause,

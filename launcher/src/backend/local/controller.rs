@@ -75,7 +75,9 @@ pub(super) async fn run(
     let identity = authority.launcher().map_err(|error| internal(&error))?;
     let (server, inbound) =
         Server::start(&identity, Ipv4Addr::LOCALHOST.into(), authority.fingerprints().clone()).map_err(
-            |error| Failure::from_error(ExitCode::Unavailable, &error).hint("are the ports of 127.0.0.1 used up?"),
+            |error| {
+                Failure::from_error(ExitCode::Unavailable, &error).hint("are the ports of 127.0.0.1 used up?")
+            },
         )?;
     let cannot_write = |error: std::io::Error| {
         let path = folder.path().display();

@@ -27,9 +27,8 @@ pub(super) async fn send(
     request: &LogRequest,
     lines: &mpsc::Sender<LogLine>,
 ) -> Result<(), Failure> {
-    let failed = |error: io::Error| {
-        Failure::new(ExitCode::NotFound, "failed to read the job's logs").because(&error)
-    };
+    let failed =
+        |error: io::Error| Failure::new(ExitCode::NotFound, "failed to read the job's logs").because(&error);
     let mut logs: Vec<Log> = Vec::new();
     loop {
         // Before the files: what is written before a job is over is read before the end.
@@ -179,7 +178,11 @@ mod tests {
     #[test]
     fn the_tail_is_the_last_lines() {
         let (_folder, mut log) = log("a\nb\nc\nd", Some(2));
-        assert_eq!(all(&mut log, true), ["b", "c", "d"], "two whole lines, and the one that is being written");
+        assert_eq!(
+            all(&mut log, true),
+            ["b", "c", "d"],
+            "two whole lines, and the one that is being written"
+        );
         let (_folder, mut log) = self::log("a\nb\n", Some(0));
         assert_eq!(all(&mut log, true), Vec::<String>::new());
     }

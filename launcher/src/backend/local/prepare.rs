@@ -50,11 +50,9 @@ pub(super) async fn prepare(job: &Job) -> Result<Prepared, Failure> {
 
 async fn prepare_data(data: &Data) -> Result<PreparedData, Failure> {
     let record = match &data.record {
-        Some(record) => Some(RecordLayout {
-            dtype: dtype(record.dtype)?,
-            items: record.items.get(),
-            header_bytes: 0,
-        }),
+        Some(record) => {
+            Some(RecordLayout { dtype: dtype(record.dtype)?, items: record.items.get(), header_bytes: 0 })
+        }
         None => None,
     };
     let options = IndexOptions { record, ..IndexOptions::default() };
@@ -87,7 +85,10 @@ fn find_program(job: &Job) -> Result<(), Failure> {
     } else {
         let inherited = std::env::var_os("PATH");
         let path = run.env.get("PATH").map(Into::into).or(inherited).unwrap_or_default();
-        std::env::split_paths(&path).take(PATH_FOLDERS_MAX).map(|f| run.workdir.join(f).join(program)).collect()
+        std::env::split_paths(&path)
+            .take(PATH_FOLDERS_MAX)
+            .map(|f| run.workdir.join(f).join(program))
+            .collect()
     };
     if candidates.iter().any(|path| is_executable(path)) {
         return Ok(());

@@ -60,14 +60,14 @@ pub(super) fn write(folder: &Folder, status: &JobStatus) -> std::io::Result<()> 
 pub(super) fn read(folder: &Folder) -> Result<JobStatus, Failure> {
     // The lock is looked at first: a controller that ends between the two looks has written its last status.
     let controller = folder.controller();
-    let mut status = match fs::read(folder.status()).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok())
-    {
-        Some(status) => status,
-        None => {
-            let story = read_story(folder)?;
-            fresh(folder, &read_job(folder)?, story.uid().unwrap_or_default(), story.created())
-        }
-    };
+    let mut status =
+        match fs::read(folder.status()).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+            Some(status) => status,
+            None => {
+                let story = read_story(folder)?;
+                fresh(folder, &read_job(folder)?, story.uid().unwrap_or_default(), story.created())
+            }
+        };
     status.folder = folder.path().to_owned();
     status.controller_pid = controller;
     if controller.is_none() && !status.phase.is_over() {
