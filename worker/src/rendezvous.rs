@@ -12,5 +12,4 @@ pub fn certificate_name(worker: WorkerId) -> String {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "helpers of tests")]
 pub(crate) mod testing;

@@ -165,5 +165,5 @@ async fn a_store_that_cannot_be_read_is_a_fault_of_the_preflight() {
         data: Some(data),
         ..config(folder.path(), "store", "127.0.0.1:1".parse().unwrap(), "")
     };
-    assert_eq!(data::DataSide::start(&config).await.unwrap_err().code, "source_unreadable");
+    assert_eq!(DataSide::start(&config).await.unwrap_err().code, "source_unreadable");
 }
