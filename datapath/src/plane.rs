@@ -275,8 +275,9 @@ impl Plane {
         let task = FeedTask::new(config, source, self.order.clone(), slot_bytes, events)?;
         let asked = member.fence;
         let current = || self.member.borrow().as_ref().map(|member| member.fence);
-        let task =
-            member.spawn(task.run(listener)).ok_or_else(|| PlaneError::Fenced { asked, current: current() })?;
+        let task = member
+            .spawn(task.run(listener))
+            .ok_or_else(|| PlaneError::Fenced { asked, current: current() })?;
         Ok(Feed { events: taken, task })
     }
 
@@ -303,5 +304,5 @@ impl Drop for Plane {
     }
 }
 
-#[cfg(any())]
+#[cfg(test)]
 mod tests;

@@ -5,8 +5,8 @@
 //! control  stream 0 of the asking side:  HELLO -> WELCOME | NACK, then POSITION, PING at any time
 //! request  one stream each:              WANT  -> HAVE and then its bytes | NACK
 //! ```
-//! After `HAVE` follow the wanted ranges, joined in the order in which they were asked for. An owner that cannot go
-//! on in the middle resets the stream with the [`Refusal`] as its error code.
+//! After `HAVE` follows, for each group of the `WANT`, one byte: [`GROUP_FOLLOWS`] and then its ranges, joined in the
+//! order in which they were asked for; or the code of a [`Refusal`], and nothing of this group.
 
 /// The version that both sides must share.
 pub const VERSION: u16 = 1;
@@ -16,6 +16,9 @@ pub const FRAME_BYTES_MAX: usize = 1 << 20;
 pub const RANGES_MAX: usize = 64 << 10;
 /// Chunks of one `WANT` at the most: each has 16 bytes of its own in the frame.
 pub const GROUPS_MAX: usize = 16 << 10;
+
+/// In front of a group's bytes.
+pub const GROUP_FOLLOWS: u8 = 0;
 
 /// One message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,11 +54,11 @@ pub enum Frame {
     Ping,
     /// Ranges of chunks.
     Want(Want),
-    /// The wanted bytes follow.
+    /// The wanted groups follow.
     Have {
         /// The request.
         request: u64,
-        /// How many.
+        /// How many, if no group is refused; what is in front of each group is not counted.
         bytes: u64,
     },
     /// No.

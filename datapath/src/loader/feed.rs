@@ -23,7 +23,7 @@ use crate::handoff::message::{FromTrainer, PACKET_BYTES_MAX, ToTrainer, VERSION,
 use crate::handoff::{Client, Listener};
 use crate::order::Order;
 use crate::plane::{FeedConfig, FeedEvent};
-use crate::ring::{Ring, RingError};
+use crate::ring::{Ring, RingError, SLOTS_MAX};
 use crate::wire::Frame;
 
 /// A trainer that has connected says hello within this time.
@@ -33,6 +33,8 @@ const GREETINGS_MAX: usize = 8;
 /// Owners hear of this consumer's position every so many steps: often enough to release chunks long before the
 /// cache is full, seldom enough to cost nothing.
 const POSITION_EVERY_STEPS: u64 = 8;
+/// Packets read after a trainer's end: one for each slot, and some commits and reports.
+const LEFT_OVER_MAX: u32 = 4 * SLOTS_MAX;
 
 /// Everything that a feed runs on.
 pub(crate) struct FeedTask {
@@ -46,6 +48,8 @@ pub(crate) struct FeedTask {
     /// Slots that the trainer may look at.
     held: BTreeMap<u32, Batch>,
     next_send: u64,
+    /// The largest step that a trainer may say it has done.
+    delivered: u64,
     /// The first step that the trainer has not acknowledged.
     acknowledged: u64,
     /// The end or a fault has been told to this trainer.
@@ -53,6 +57,13 @@ pub(crate) struct FeedTask {
     ended: bool,
     last_position: u64,
     tells: JoinSet<()>,
+}
+
+/// What a packet asks for besides being noted.
+enum Reply {
+    None,
+    Seek { step: u64 },
+    Refuse { error: String },
 }
 
 /// The worker no longer listens to the feed's events.
@@ -82,6 +93,7 @@ impl FeedTask {
             client: None,
             held: BTreeMap::new(),
             next_send: start,
+            delivered: start,
             acknowledged: start,
             told: false,
             ended: false,
@@ -140,6 +152,7 @@ impl FeedTask {
                 // Held before it is told: a release can only follow.
                 self.held.insert(slot, batch);
                 self.next_send = step + 1;
+                self.delivered = self.delivered.max(step + 1);
                 client.send(&ToTrainer::Ready { slot, slot_generation, step, bytes }.encode()).await?;
             } else if let Some(fault) = self.loader.fault_at(step) {
                 let text = json!({ "error": fault.message, "hint": fault.hint, "reason": fault.reason });
@@ -153,32 +166,44 @@ impl FeedTask {
         Ok(())
     }
 
+    /// Does what a packet says, and what has to be done about it on the socket.
     async fn handle(&mut self, packet: &[u8]) -> Result<(), Abandoned> {
+        match self.take_in(packet).await? {
+            Reply::None => Ok(()),
+            Reply::Seek { step } => self.seek(step).await,
+            Reply::Refuse { error } => self.refuse(&error).await,
+        }
+    }
+
+    /// Notes what a packet says.
+    async fn take_in(&mut self, packet: &[u8]) -> Result<Reply, Abandoned> {
         match decode(packet) {
             Ok(FromTrainer::Release { slot, slot_generation, step, acknowledge }) => {
                 let known = self.held.get(&slot).is_some_and(|batch| {
                     batch.slot.generation() == slot_generation && batch.plan.place().step == step
                 });
                 if !known {
-                    return self.refuse(&format!("slot {slot} does not hold step {step}")).await;
+                    return Ok(Reply::Refuse { error: format!("slot {slot} does not hold step {step}") });
                 }
                 let batch = self.held.remove(&slot);
-                match batch.filter(|_| acknowledge) {
-                    Some(batch) => self.consumed(&batch).await,
-                    None => Ok(()),
+                if let Some(batch) = batch.filter(|_| acknowledge) {
+                    self.consumed(&batch).await?;
                 }
             }
             // A trainer commits what it has been given, before or after it acknowledges the last of it.
-            Ok(FromTrainer::Commit { step }) if step <= self.next_send.max(self.config.start_step) => {
-                self.tell_worker(FeedEvent::Committed { step }).await
+            Ok(FromTrainer::Commit { step }) if step <= self.delivered => {
+                self.tell_worker(FeedEvent::Committed { step }).await?;
             }
             Ok(FromTrainer::Commit { step }) => {
-                self.refuse(&format!("step {step} is committed before it was delivered")).await
+                return Ok(Reply::Refuse {
+                    error: format!("step {step} is committed before it was delivered"),
+                });
             }
-            Ok(FromTrainer::Seek { step }) => self.seek(step).await,
-            Ok(FromTrainer::Report { values }) => self.tell_worker(FeedEvent::Reported { values }).await,
-            Err(error) => self.refuse(&error.to_string()).await,
+            Ok(FromTrainer::Seek { step }) => return Ok(Reply::Seek { step }),
+            Ok(FromTrainer::Report { values }) => self.tell_worker(FeedEvent::Reported { values }).await?,
+            Err(error) => return Ok(Reply::Refuse { error: error.to_string() }),
         }
+        Ok(Reply::None)
     }
 
     async fn consumed(&mut self, batch: &Batch) -> Result<(), Abandoned> {
@@ -321,8 +346,14 @@ impl FeedTask {
 
     /// The trainer is gone: whatever it still maps is not written any more, since the next one gets another ring.
     async fn detach(&mut self) -> Result<(), Abandoned> {
-        if self.client.take().is_none() {
-            return Ok(());
+        let Some(client) = self.client.take() else { return Ok(()) };
+        // What it said before it went counts: its last acknowledgement and commit, above all.
+        let mut packet = Box::new([0; PACKET_BYTES_MAX]);
+        for _ in 0..LEFT_OVER_MAX {
+            let Some(length) = client.left_over(&mut packet) else { break };
+            if !matches!(self.take_in(&packet[..length]).await?, Reply::None) {
+                break;
+            }
         }
         self.tell_worker(FeedEvent::Detached).await?;
         self.held.clear();

@@ -54,6 +54,8 @@ pub(crate) async fn fill(source: &Source, plan: &Plan, slot: &mut Slot) -> Resul
     let mut parts: Vec<Option<Part<'_>>> = plan.split(bytes).into_iter().map(Some).collect();
     let mut transfer = Transfer::new(plan.parts().iter().map(|part| part.chunk));
     let member = &source.member;
+    // The sample that made a part suspicious: a chunk that is then found corrupt as a whole does not say which.
+    let mut suspects = vec![None; parts.len()];
     let mut requests: Vec<Request<'_, '_>> = Vec::new();
     loop {
         let now = source.now();
@@ -69,12 +71,10 @@ pub(crate) async fn fill(source: &Source, plan: &Plan, slot: &mut Slot) -> Resul
             Verdict::Fenced => return Err(FillError::Fenced),
             Verdict::GaveUp { part, failure } => {
                 let chunk = plan.parts()[part].chunk;
-                let sample =
-                    parts[part].as_ref().and_then(|part| part.verdict().err()).map(|sample| sample.0);
                 return Err(FillError::Fault(Box::new(describe(
                     &source.manifest,
                     chunk.0,
-                    sample,
+                    suspects[part],
                     &failure,
                 ))));
             }
@@ -98,6 +98,9 @@ pub(crate) async fn fill(source: &Source, plan: &Plan, slot: &mut Slot) -> Resul
                 }
                 Err(failure) => {
                     parts[index] = Some(part);
+                    if let Failure::Corrupt { sample: Some(sample) } = failure {
+                        suspects[index] = Some(sample);
+                    }
                     source.counters.retries.add(1_u64);
                     tracing::debug!(chunk = plan.parts()[index].chunk.0, ?failure, "a chunk did not come");
                     member.health(|health| transfer.failed(index, failure, health, now));

@@ -169,36 +169,38 @@ async fn receive(
     outcomes: &mut Vec<Outcome>,
 ) -> Result<(), Failure> {
     let mut pieces = [const { Bytes::new() }; READ_PIECES];
-    for part in parts.iter_mut() {
-        part.restart();
-        part.accept(&[]);
-    }
-    settle(parts, outcomes);
+    let mut in_part = false;
     while outcomes.len() < parts.len() {
         let read =
             timeout(STALL_TIMEOUT, stream.read_chunks(&mut pieces)).await.map_err(|_| Failure::Gone)?;
         let count = read.map_err(|error| cut_off(&FrameError::Read(error.into())))?.ok_or(Failure::Gone)?;
         for piece in &mut pieces[..count] {
-            counters.quic_in_bytes.add(u64::try_from(piece.len()).unwrap_or(0));
             let mut rest = &piece[..];
-            for part in &mut parts[outcomes.len()..] {
+            while let Some(part) = parts.get_mut(outcomes.len()) {
+                if !in_part {
+                    let Some((&status, after)) = rest.split_first() else { break };
+                    rest = after;
+                    if status != wire::GROUP_FOLLOWS {
+                        let refusal = Refusal::from_code(status.into()).ok_or(Failure::Gone)?;
+                        outcomes.push(Err(refused(refusal, 0)));
+                        continue;
+                    }
+                    part.restart();
+                    in_part = true;
+                }
+                let before = rest.len();
                 rest = part.accept(rest);
-                if rest.is_empty() {
+                counters.quic_in_bytes.add(before - rest.len());
+                if !part.is_full() {
                     break;
                 }
+                outcomes.push(part.verdict().map_err(|sample| Failure::Corrupt { sample: Some(sample.0) }));
+                in_part = false;
             }
-            settle(parts, outcomes);
             *piece = Bytes::new();
         }
     }
     Ok(())
-}
-
-/// Notes the outcome of every part that is full, as far as there is none before it that is not.
-fn settle(parts: &[Part<'_>], outcomes: &mut Vec<Outcome>) {
-    while let Some(part) = parts.get(outcomes.len()).filter(|part| part.is_full()) {
-        outcomes.push(part.verdict().map_err(|sample| Failure::Corrupt { sample: Some(sample.0) }));
-    }
 }
 
 fn refused(refusal: Refusal, retry_after_ms: u32) -> Failure {

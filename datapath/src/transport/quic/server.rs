@@ -16,7 +16,7 @@ use crate::dataset::{ChunkId, Manifest};
 use crate::fault;
 use crate::membership::Member;
 use crate::select::PeerId;
-use crate::wire::{self, Frame, Refusal, Want};
+use crate::wire::{self, Frame, Group, Refusal, Want};
 
 /// Connections at once: the workers of the largest job we think of, with some that reconnect.
 const CONNECTIONS_MAX: usize = 8192;
@@ -153,11 +153,9 @@ async fn answer(serving: Serving, member: Arc<Member>, mut send: SendStream, mut
     if send.write_all(&have).await.is_err() {
         return;
     }
-    if let Err(refusal) = send_ranges(&serving, &want, &mut send).await {
-        drop(send.reset(VarInt::from_u32(refusal.code().into())));
-        return;
+    if send_groups(&serving, &want, &mut send).await.is_ok() {
+        drop(send.finish());
     }
-    drop(send.finish());
 }
 
 /// The bytes that a request asks for; none when the manifest has no such ranges.
@@ -173,33 +171,44 @@ fn wanted_bytes(manifest: &Manifest, want: &Want) -> Option<u64> {
     Some(bytes)
 }
 
-/// Sends the ranges from the cached chunks, without a copy. A broken connection is not this side's to report.
-async fn send_ranges(serving: &Serving, want: &Want, send: &mut SendStream) -> Result<(), Refusal> {
+/// Sends the ranges from the cached chunks, without a copy.
+async fn send_groups(serving: &Serving, want: &Want, send: &mut SendStream) -> Result<(), quinn::WriteError> {
     for group in &want.groups {
-        let (chunk, until) = (ChunkId(group.chunk), group.until);
-        let fence = serving.member.borrow().as_ref().map(|member| member.fence);
-        if fence != Some(want.fence) {
-            return Err(Refusal::Fenced);
-        }
-        let held = if want.refresh {
-            serving.cache.get_verified(chunk, until).await
-        } else {
-            serving.cache.get(chunk, until).await
+        let mut ranges = match ranges(serving, want, group).await {
+            Ok(ranges) => ranges,
+            Err(refusal) => {
+                // Codes are small: see `refusals!`.
+                send.write_all(&[u8::try_from(refusal.code()).unwrap_or(u8::MAX)]).await?;
+                continue;
+            }
         };
-        let chunk = held.map_err(|error| refusal(&error))?.into_bytes();
-        let range = |&(offset, len): &(u32, u32)| {
-            let start = usize::try_from(offset).unwrap_or(usize::MAX);
-            chunk.slice(start..start + usize::try_from(len).unwrap_or(0))
-        };
-        let mut ranges: Vec<Bytes> = group.ranges.iter().map(range).collect();
-        drop(chunk);
-        let bytes: usize = ranges.iter().map(Bytes::len).sum();
-        if send.write_all_chunks(&mut ranges).await.is_err() {
-            return Ok(());
-        }
-        serving.counters.quic_out_bytes.add(u64::try_from(bytes).unwrap_or(0));
+        let bytes: usize = ranges.iter().skip(1).map(Bytes::len).sum();
+        send.write_all_chunks(&mut ranges).await?;
+        serving.counters.quic_out_bytes.add(bytes);
     }
     Ok(())
+}
+
+/// A group's bytes, with their status in front.
+async fn ranges(serving: &Serving, want: &Want, group: &Group) -> Result<Vec<Bytes>, Refusal> {
+    let chunk = ChunkId(group.chunk);
+    let held = if want.refresh {
+        serving.cache.get_verified(chunk, group.until).await
+    } else {
+        serving.cache.get(chunk, group.until).await
+    };
+    let chunk = held.map_err(|error| refusal(&error))?.into_bytes();
+    // Looked at after the wait for the store: a membership that ended meanwhile is not answered.
+    let fence = serving.member.borrow().as_ref().map(|member| member.fence);
+    if fence != Some(want.fence) {
+        return Err(Refusal::Fenced);
+    }
+    let range = |&(offset, len): &(u32, u32)| {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        chunk.slice(start..start + usize::try_from(len).unwrap_or(0))
+    };
+    let status = Bytes::from_static(&[wire::GROUP_FOLLOWS]);
+    Ok(std::iter::once(status).chain(group.ranges.iter().map(range)).collect())
 }
 
 fn refusal(error: &LoadError) -> Refusal {

@@ -1,0 +1,91 @@
+//! Whole planes in one process: from files on disk, over QUIC on 127.0.0.1, through the socket into a test trainer.
+
+mod exchange;
+mod handoff;
+mod trainer;
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use super::*;
+use crate::order::{OrderSpec, Remainder, Shuffle};
+use crate::testing::{Authority, Dataset, Size};
+use crate::transport::quic::tls::fingerprint;
+
+/// Nothing in these tests takes so long unless it hangs.
+pub(super) const HANG: Duration = Duration::from_secs(60);
+
+pub(super) fn order(dataset: &Dataset, global_batch: u32, remainder: Remainder) -> Order {
+    let spec = OrderSpec {
+        seed: 11,
+        global_batch: NonZeroU32::new(global_batch).unwrap(),
+        shuffle: Shuffle::Window { chunks: NonZeroU32::new(4).unwrap() },
+        remainder,
+    };
+    Order::new(&dataset.manifest, spec).unwrap()
+}
+
+/// Some planes of one job, all entered into fence 1.
+pub(super) struct Group {
+    pub(super) planes: Vec<Plane>,
+    pub(super) peers: Vec<Peer>,
+    pub(super) order: Order,
+}
+
+impl Group {
+    pub(super) async fn start(dataset: &Dataset, order: &Order, of: u32, cache_bytes: u64) -> Self {
+        let authority = Authority::new();
+        let (mut planes, mut peers) = (Vec::new(), Vec::new());
+        for id in 0..of {
+            let server_name = format!("worker-{id}");
+            let identity = authority.identity(&server_name);
+            let fingerprint = fingerprint(&identity.cert_der);
+            let plane = Plane::start(PlaneConfig {
+                identity,
+                bind: [127, 0, 0, 1].into(),
+                manifest: Arc::clone(&dataset.manifest),
+                store: dataset.store(),
+                order: order.clone(),
+                cache_bytes,
+                transport: TransportPolicy::PreferRdma,
+            });
+            let plane = plane.await.unwrap();
+            peers.push(Peer { id: PeerId(id), addr: plane.local_addr(), server_name, fingerprint });
+            planes.push(plane);
+        }
+        let group = Self { planes, peers, order: order.clone() };
+        for id in 0..of {
+            group.enter(id, 1).await;
+        }
+        group
+    }
+
+    pub(super) async fn enter(&self, id: u32, fence: u64) {
+        let peers = self.peers.clone();
+        self.planes[usize::try_from(id).unwrap()].enter(Membership { fence, me: PeerId(id), peers }).await;
+    }
+
+    pub(super) fn feed_config(&self, id: u32, fence: u64, epochs: u64) -> FeedConfig {
+        let of = NonZeroU32::new(u32::try_from(self.planes.len()).unwrap()).unwrap();
+        FeedConfig {
+            consumer: Consumer { index: id, of },
+            start_step: 0,
+            end_step: epochs * self.order.steps_per_epoch(),
+            slots: 3,
+            socket: socket_name(),
+            fence,
+            hello: serde_json::json!({ "extra": "word" }),
+        }
+    }
+}
+
+/// A name that no other test uses.
+pub(super) fn socket_name() -> String {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("slipway-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+pub(super) fn small() -> Dataset {
+    Dataset::records(Size { samples: 203, sample_bytes: 700, samples_per_chunk: 8, chunks_per_shard: 5 })
+}
