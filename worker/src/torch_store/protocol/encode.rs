@@ -8,16 +8,32 @@ use super::{Query, to_u64};
 /// second element in the write and a reference count that other cores may hold.
 const INLINE_BYTES: usize = 16 << 10;
 
+/// Memory that an answer buffer keeps for the next answer.
+const KEPT_BYTES: usize = 1 << 20;
+
 /// Answers of one connection, in order. Short values are copied, long ones shared.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Reply {
+    limit: usize,
     copied: Vec<u8>,
     /// A shared value and where in `copied` it belongs.
     shared: Vec<(usize, Bytes)>,
     shared_bytes: usize,
 }
 
+impl Default for Reply {
+    fn default() -> Self {
+        Self::with_limit(usize::MAX)
+    }
+}
+
 impl Reply {
+    /// One that takes no more values once it has more than `limit` bytes. Such an answer is not whole: whoever
+    /// sends it must look at its length first. It bounds what one MULTI_GET of the same key can make us copy.
+    pub fn with_limit(limit: usize) -> Self {
+        Self { limit, copied: Vec::new(), shared: Vec::new(), shared_bytes: 0 }
+    }
+
     /// Bytes in all.
     pub fn len(&self) -> usize {
         self.copied.len() + self.shared_bytes
@@ -28,9 +44,10 @@ impl Reply {
         self.len() == 0
     }
 
-    /// Forget everything, keep the memory.
+    /// Forget everything, keep a little memory.
     pub fn clear(&mut self) {
         self.copied.clear();
+        self.copied.shrink_to(KEPT_BYTES);
         self.shared.clear();
         self.shared_bytes = 0;
     }
@@ -62,6 +79,9 @@ impl Reply {
     }
 
     pub(in super::super) fn bytes(&mut self, bytes: &[u8]) {
+        if self.len() > self.limit {
+            return;
+        }
         self.copied.extend_from_slice(&to_u64(bytes.len()).to_le_bytes());
         self.copied.extend_from_slice(bytes);
     }
@@ -69,6 +89,9 @@ impl Reply {
     pub(in super::super) fn value(&mut self, value: &Bytes) {
         if value.len() <= INLINE_BYTES {
             return self.bytes(value);
+        }
+        if self.len() > self.limit {
+            return;
         }
         self.copied.extend_from_slice(&to_u64(value.len()).to_le_bytes());
         self.shared.push((self.copied.len(), value.clone()));

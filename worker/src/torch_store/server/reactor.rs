@@ -44,9 +44,11 @@ pub(super) struct Reactor {
     open: u32,
     strangers: u32,
     input_bytes: usize,
-    /// Sockets that have more to read than their turn allowed.
-    unfinished: Vec<Connection>,
+    /// Sockets that have more to read than their turn allowed, and whether that ends.
+    unfinished: Vec<(Connection, bool)>,
     accepting: Accepting,
+    /// Somebody was turned away, which is said once until there is room again.
+    full: bool,
     reply: Reply,
     woken: Vec<Connection>,
     now: Instant,
@@ -58,7 +60,8 @@ enum Accepting {
     /// The kernel will say when there is somebody.
     Idle,
     More,
-    Paused,
+    /// It failed then; for some time there is no point in trying.
+    Paused(Instant),
 }
 
 /// Why a connection ends.
@@ -100,7 +103,8 @@ impl Reactor {
             input_bytes: 0,
             unfinished: Vec::new(),
             accepting: Accepting::Idle,
-            reply: Reply::default(),
+            full: false,
+            reply: Reply::with_limit(limits.unread_bytes),
             woken: Vec::new(),
             now: now(),
             stats: Stats::default(),
@@ -122,7 +126,10 @@ impl Reactor {
             }
             for event in &events {
                 match event.token() {
-                    LISTENER => self.accepting = Accepting::More,
+                    LISTENER if !matches!(self.accepting, Accepting::Paused(_)) => {
+                        self.accepting = Accepting::More;
+                    }
+                    LISTENER => {}
                     WAKER => {
                         if self.answer_questions() {
                             return;
@@ -140,11 +147,15 @@ impl Reactor {
                     }
                 }
             }
-            for connection in std::mem::take(&mut self.unfinished) {
-                self.receive(connection, &mut buffer, false);
+            for (connection, ended) in std::mem::take(&mut self.unfinished) {
+                self.receive(connection, &mut buffer, ended);
             }
-            if self.accepting != Accepting::Idle {
-                self.accept(&mut buffer);
+            match self.accepting {
+                Accepting::More => self.accept(&mut buffer),
+                Accepting::Paused(since) if self.now.duration_since(since) >= ACCEPT_PAUSE => {
+                    self.accept(&mut buffer);
+                }
+                Accepting::Paused(_) | Accepting::Idle => {}
             }
             if self.strangers > 0 && self.now.duration_since(swept) >= SWEEP {
                 swept = self.now;
@@ -157,7 +168,7 @@ impl Reactor {
         if !self.unfinished.is_empty() || self.accepting == Accepting::More {
             return Some(Duration::ZERO);
         }
-        let pause = (self.accepting == Accepting::Paused).then_some(ACCEPT_PAUSE);
+        let pause = matches!(self.accepting, Accepting::Paused(_)).then_some(ACCEPT_PAUSE);
         let sweep = (self.strangers > 0).then_some(SWEEP);
         pause.or(sweep)
     }
@@ -172,7 +183,7 @@ impl Reactor {
                         io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => Accepting::More,
                         _ => {
                             tracing::warn!(%error, "the torch store cannot accept; trying again");
-                            Accepting::Paused
+                            Accepting::Paused(self.now)
                         }
                     };
                     return;
@@ -181,7 +192,10 @@ impl Reactor {
             self.stats.accepted += 1;
             if self.open >= self.limits.connections {
                 self.stats.refused += 1;
-                tracing::warn!(%address, limit = self.open, "the torch store has as many connections as it may");
+                if !std::mem::replace(&mut self.full, true) {
+                    let limit = self.limits.connections;
+                    tracing::warn!(%address, limit, "the torch store has as many connections as it may");
+                }
                 continue;
             }
             let number = self.free.pop().unwrap_or_else(|| {
@@ -227,7 +241,7 @@ impl Reactor {
                 return;
             }
         }
-        self.unfinished.push(connection);
+        self.unfinished.push((connection, ended));
     }
 
     /// Serves all whole commands, sends their answers in one write, and keeps the rest.
@@ -254,7 +268,10 @@ impl Reactor {
                         break Err(End::from(refusal));
                     }
                     if self.reply.len() > self.limits.unread_bytes {
-                        break Err(End::Unread(self.reply.len()));
+                        let length = self.reply.len();
+                        // It is not whole.
+                        self.reply.clear();
+                        break Err(End::Unread(length));
                     }
                 }
                 Ok(Step::Need(_)) => break Ok(()),
@@ -345,6 +362,7 @@ impl Reactor {
             self.strangers -= 1;
         }
         self.open -= 1;
+        self.full = false;
         self.input_bytes -= peer.input.len();
         self.table.close(connection, &mut self.woken);
         self.free.push(connection.0);

@@ -200,6 +200,34 @@ fn who_does_not_read_is_closed() {
 }
 
 #[test]
+fn an_answer_that_is_too_long_is_not_even_made() {
+    let limits = Limits { unread_bytes: 1 << 20, ..Limits::default() };
+    let server = Server::open(LOCAL, limits).unwrap();
+    let (mut good, mut greedy) = (Client::connect(&server), Client::connect(&server));
+    good.send(&Command::new(Query::Set).bytes(b"/k").bytes(&[1; 16 << 10]).into_bytes());
+    assert!(good.works());
+    // 2 GiB, from 1.3 MB.
+    greedy.send(&Command::new(Query::MultiGet).keys(&vec!["/k"; 128 << 10]).into_bytes());
+    assert!(greedy.is_closed());
+    assert!(good.works());
+}
+
+#[test]
+fn what_was_sent_before_closing_is_still_done() {
+    let server = open();
+    let mut good = Client::connect(&server);
+    let mut leaving = Client::connect(&server);
+    // More than one turn's reads, and the end right behind it.
+    for _ in 0..3 {
+        leaving.send(&Command::new(Query::Append).bytes(b"/k").bytes(&vec![1; 1 << 20]).into_bytes());
+    }
+    drop(leaving);
+    let stats = until(&server, |stats| stats.peers.len() == 1);
+    assert!(stats.progress.bytes > 3 << 20);
+    assert!(good.works());
+}
+
+#[test]
 fn incomplete_commands_are_bounded() {
     let limits = Limits { input_bytes: 1 << 20, ..Limits::default() };
     let server = Server::open(LOCAL, limits).unwrap();
