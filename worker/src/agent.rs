@@ -1,4 +1,4 @@
-//! One worker's life, from its registration to its exit: the loop around [`machine`] and [`shell`].
+//! One worker's life, from its registration to its exit: the loop around `machine` and `shell`.
 
 mod data;
 mod examine;
