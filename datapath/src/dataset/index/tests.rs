@@ -9,13 +9,16 @@ use crate::dataset::verify::{VerifyReport, verify};
 use crate::dataset::{Dtype, SampleId};
 use crate::integrity::crc32c;
 
+/// Names and contents.
+type Files<'a> = [(&'a str, &'a [u8])];
+
 struct Dataset {
     directory: tempfile::TempDir,
     store: Store,
 }
 
 impl Dataset {
-    fn new(files: &[(&str, &[u8])]) -> Self {
+    fn new(files: &Files<'_>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         for (name, content) in files {
             let path = directory.path().join(name);
@@ -153,7 +156,7 @@ async fn what_is_no_dataset() {
     let cube = npy("<u2", "(2, 2, 2)", &[0; 16]);
     let short = npy("<u2", "(3, 2)", &[0; 8]);
     let long = npy("<u2", "(2, 1)", &[0; 8]);
-    let cases: [(&[(&str, &[u8])], FaultCode, Option<&str>); 13] = [
+    let cases: [(&Files<'_>, FaultCode, Option<&str>); 13] = [
         (&[], FaultCode::Empty, None),
         (&[("README", b"")], FaultCode::Empty, None),
         (&[("a.tar.gz", b"")], FaultCode::Empty, Some("a.tar.gz")),
