@@ -1,0 +1,175 @@
+//! Feeds one trainer of this process from a directory of `.bin` records, and prints what it cost as JSON.
+//!
+//! `loader FOLDER RECORD_BYTES BATCH EPOCHS [window|none] [SLOTS]`. The trainer takes and acknowledges every batch on its own thread
+//! and looks at no byte, so `cpu_s_per_gb` is the loader's whole cost and `trainer_cpu_s_per_gb` the handoff's part.
+//! The dataset is indexed first, which also brings it into the page cache; that is not counted.
+
+use std::error::Error;
+use std::net::{IpAddr, Ipv4Addr};
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use datapath::dataset::{Dtype, RecordLayout, index};
+use datapath::order::{Consumer, Order, OrderSpec, Remainder, Shuffle};
+use datapath::plane::{FeedConfig, FeedEvent, Membership, Peer, PeerId, Plane, PlaneConfig};
+use datapath::select::TransportPolicy;
+use datapath::store::Store;
+use datapath::transport::quic::tls::{Identity, fingerprint};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::time::{ClockId, clock_gettime};
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// The abstract socket's name.
+const SOCKET: &str = "slipway-bench-loader";
+/// Bytes of chunks held: two windows of 64 chunks.
+const CACHE_BYTES: u64 = 512 << 20;
+
+fn main() -> Result<(), Failure> {
+    let mut arguments = std::env::args().skip(1);
+    let mut next = |what: &str| arguments.next().ok_or_else(|| format!("missing argument: {what}"));
+    let (folder, record) = (next("FOLDER")?, next("RECORD_BYTES")?.parse::<u32>()?);
+    let (batch, epochs) = (next("BATCH")?.parse::<NonZeroU32>()?, next("EPOCHS")?.parse::<u64>()?);
+    let shuffle = match arguments.next().as_deref() {
+        Some("none") => Shuffle::None,
+        _ => Shuffle::Window { chunks: NonZeroU32::MIN.saturating_add(63) },
+    };
+    let slots = arguments.next().map_or(Ok(4), |slots| slots.parse())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let plan = Run { folder, record, batch, epochs, shuffle, slots };
+    let result = runtime.block_on(run(plan))?;
+    let mut out = std::io::stdout().lock();
+    Ok(std::io::Write::write_all(&mut out, format!("{result}\n").as_bytes())?)
+}
+
+struct Run {
+    folder: String,
+    record: u32,
+    batch: NonZeroU32,
+    epochs: u64,
+    shuffle: Shuffle,
+    slots: u32,
+}
+
+async fn run(plan: Run) -> Result<serde_json::Value, Failure> {
+    let store = Store::open(&plan.folder)?;
+    let layout = RecordLayout { dtype: Dtype::U8, items: plan.record, header_bytes: 0 };
+    let mut options = index::IndexOptions::default();
+    options.record = Some(layout);
+    options.threads = NonZeroUsize::MIN;
+    let (manifest, _) = index::open(&store, &options).await.map_err(|faults| format!("{faults:?}"))?;
+    let manifest = Arc::new(manifest);
+    let spec =
+        OrderSpec { seed: 1, global_batch: plan.batch, shuffle: plan.shuffle, remainder: Remainder::Drop };
+    let order = Order::new(&manifest, spec)?;
+    let end_step = plan.epochs * order.steps_per_epoch();
+    let identity = identity()?;
+    let fingerprint = fingerprint(&identity.cert_der);
+    let plane = Plane::start(PlaneConfig {
+        identity,
+        bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        manifest,
+        store,
+        order,
+        cache_bytes: CACHE_BYTES,
+        transport: TransportPolicy::Quic,
+    })
+    .await?;
+    let me = PeerId(0);
+    let peer = Peer { id: me, addr: plane.local_addr(), server_name: "bench".to_owned(), fingerprint };
+    plane.enter(Membership { fence: 1, me, peers: vec![peer] }).await;
+    let (cpu_before, started) = (cpu(ClockId::ProcessCPUTime), now());
+    let mut feed = plane
+        .feed(FeedConfig {
+            consumer: Consumer { index: 0, of: NonZeroU32::MIN },
+            start_step: 0,
+            end_step,
+            slots: plan.slots,
+            socket: SOCKET.to_owned(),
+            fence: 1,
+            hello: serde_json::Value::Null,
+        })
+        .await?;
+    let trainer = std::thread::spawn(train);
+    let (mut samples, mut bytes) = (0, 0);
+    while let Some(event) = feed.events.recv().await {
+        match event {
+            FeedEvent::Consumed { samples: more, bytes: more_bytes, .. } => {
+                samples += more;
+                bytes += more_bytes;
+            }
+            FeedEvent::Ended => break,
+            FeedEvent::Fault(fault) => return Err(format!("{fault:?}").into()),
+            _ => {}
+        }
+    }
+    let (took, cpu) = (started.elapsed(), cpu(ClockId::ProcessCPUTime) - cpu_before);
+    let (trainer_cpu, first_batch) = trainer.join().map_err(|_| "the trainer panicked")??;
+    let gigabytes = float(bytes) / 1e9;
+    Ok(serde_json::json!({
+        "samples": samples,
+        "gb": gigabytes,
+        "seconds": took.as_secs_f64(),
+        "samples_per_s": float(samples) / took.as_secs_f64(),
+        "gb_per_s": gigabytes / took.as_secs_f64(),
+        "cpu_s_per_gb": cpu.as_secs_f64() / gigabytes,
+        "trainer_cpu_s_per_gb": trainer_cpu.as_secs_f64() / gigabytes,
+        "first_batch_ms": first_batch.as_secs_f64() * 1e3,
+        "counters": plane.counters(),
+    }))
+}
+
+/// Takes and acknowledges batches until the end; its CPU time, and the time to the first batch.
+fn train() -> Result<(Duration, Duration), Failure> {
+    let (started, mut first) = (now(), None);
+    let socket: OwnedFd =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new_abstract_name(SOCKET.as_bytes())?)?;
+    rustix::net::send(&socket, br#"{"version":1,"pid":1}"#, SendFlags::NOSIGNAL)?;
+    let mut packet = vec![0; 64 << 10];
+    rustix::net::recv(&socket, &mut packet[..], RecvFlags::empty())?;
+    loop {
+        let (_, length) = rustix::net::recv(&socket, &mut packet[..32], RecvFlags::empty())?;
+        first.get_or_insert_with(|| started.elapsed());
+        match packet[0] {
+            1 if length == 32 => {
+                packet[24..32].fill(0);
+                rustix::net::send(&socket, &packet[..32], SendFlags::NOSIGNAL)?;
+            }
+            2 if length == 32 => break,
+            other => return Err(format!("descriptor kind {other} of {length} bytes").into()),
+        }
+    }
+    Ok((cpu(ClockId::ThreadCPUTime), first.unwrap_or_default()))
+}
+
+fn identity() -> Result<Identity, Failure> {
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+    let key = KeyPair::generate()?;
+    let cert = CertificateParams::new(vec!["bench".to_owned()])?.signed_by(&key, &authority)?;
+    Ok(Identity {
+        ca_der: authority.der().to_vec(),
+        cert_der: cert.der().to_vec(),
+        key_der: key.serialize_der(),
+    })
+}
+
+fn cpu(clock: ClockId) -> Duration {
+    Duration::try_from(clock_gettime(clock)).unwrap_or_default()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a bench measures time")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// Exact below 2^53, which no run reaches.
+#[expect(clippy::cast_precision_loss, reason = "see above")]
+fn float(count: u64) -> f64 {
+    count as f64
+}
