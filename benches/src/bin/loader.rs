@@ -57,9 +57,8 @@ struct Run {
 async fn run(plan: Run) -> Result<serde_json::Value, Failure> {
     let store = Store::open(&plan.folder)?;
     let layout = RecordLayout { dtype: Dtype::U8, items: plan.record, header_bytes: 0 };
-    let mut options = index::IndexOptions::default();
-    options.record = Some(layout);
-    options.threads = NonZeroUsize::MIN;
+    let options =
+        index::IndexOptions { record: Some(layout), threads: NonZeroUsize::MIN, ..Default::default() };
     let (manifest, _) = index::open(&store, &options).await.map_err(|faults| format!("{faults:?}"))?;
     let manifest = Arc::new(manifest);
     let spec =
