@@ -29,11 +29,15 @@ pub fn find(user: &User) -> Vec<String> {
     if let Ok(folder) = std::fs::read_dir(user.tmp()) {
         found.extend(folder.flatten().map(|entry| format!("temporary file {}", entry.path().display())));
     }
-    if let Ok(folder) = std::fs::read_dir("/dev/shm") {
-        let ours = folder.flatten().filter(|entry| entry.file_name().to_string_lossy().contains("slipway"));
-        found.extend(ours.map(|entry| format!("shared memory {}", entry.path().display())));
-    }
+    found.extend(sockets_with_a_path(user));
     found
+}
+
+/// Unix sockets that are bound to a path of this user's: ours are abstract, so there is none at any time.
+fn sockets_with_a_path(user: &User) -> Vec<String> {
+    let home = user.state().display().to_string();
+    let listed = std::fs::read_to_string("/proc/net/unix").unwrap();
+    listed.lines().filter(|line| line.contains(&home)).map(|line| format!("socket {line}")).collect()
 }
 
 /// Processes whose environment names this user's state folder.
@@ -55,12 +59,21 @@ pub fn processes(user: &User) -> Vec<String> {
     found
 }
 
-/// Process ids among this user's whose command line contains this.
+/// Process ids among this user's whose program (its last path component) and first argument begin so.
 #[must_use]
-pub fn pids(user: &User, command_contains: &str) -> Vec<u32> {
+pub fn pids(user: &User, command: &str) -> Vec<u32> {
     let lines = processes(user);
-    let matching = lines.iter().filter(|line| line.contains(command_contains));
-    matching.filter_map(|line| line.split(' ').nth(1)?.parse().ok()).collect()
+    let mut pids: Vec<u32> = Vec::new();
+    for line in &lines {
+        let mut words = line.splitn(3, ' ').skip(1);
+        let (Some(pid), Some(shown)) = (words.next(), words.next()) else { continue };
+        let (program, rest) = shown.split_once(' ').unwrap_or((shown, ""));
+        let program = program.rsplit('/').next().unwrap_or(program);
+        if format!("{program} {rest}").starts_with(command) {
+            pids.extend(pid.parse::<u32>());
+        }
+    }
+    pids
 }
 
 fn is_zombie(process: &Path) -> bool {

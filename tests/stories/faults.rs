@@ -72,8 +72,8 @@ fn kill(victim: Victim, moment: Moment) {
     let mut running = start(&user, moment);
     let id = running.wait_for(&format!("{moment:?}"), |journal| moment.has_come(journal));
     let command = match victim {
-        Victim::Rank => "consume.py",
-        Victim::Sidecar => "worker-agent",
+        Victim::Rank => "python3 ",
+        Victim::Sidecar => "launcher worker-agent",
     };
     let pid = wait_for_process(&user, command);
     signal(pid, Signal::KILL);

@@ -98,7 +98,7 @@ fn find_program(job: &Job) -> Result<(), Failure> {
         Some(path) => Failure::new(ExitCode::NotFound, format!("failed to execute {}", path.display()))
             .hint("make it executable: chmod +x"),
         None => Failure::new(ExitCode::NotFound, format!("failed to find the command {program:?}"))
-            .hint("is it installed, and spelled right? a path is taken from the working folder"),
+            .hint("is it installed, and in the PATH of the job? a program with a slash is taken from the working folder"),
     })
 }
 
