@@ -85,7 +85,7 @@ pub(super) async fn run(
     };
     let mut journal = Journal::open(&folder.journal()).map_err(cannot_write)?;
     let begun = Entry::Controller { pid: std::process::id(), workers: setup.job.workers.count.get() };
-    journal.append(unix_ms(), begun, false).map_err(cannot_write)?;
+    journal.append(unix_ms(), &begun, false).map_err(cannot_write)?;
     let program = this_program().map_err(|error| internal(&error))?;
     let (processes, process_events) =
         Processes::new(program, setup.uid.clone(), usize::try_from(total).unwrap_or(usize::MAX));
@@ -226,7 +226,7 @@ impl Controller {
     }
 
     fn append(&mut self, entry: Entry, durable: bool) -> Result<(), Failure> {
-        self.journal.append(unix_ms(), entry, durable).map_err(|error| {
+        self.journal.append(unix_ms(), &entry, durable).map_err(|error| {
             let path = self.folder.journal();
             Failure::new(ExitCode::CannotCreate, format!("failed to write {}", path.display()))
                 .because(&error)

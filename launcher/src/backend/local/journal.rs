@@ -10,6 +10,7 @@ use std::path::Path;
 
 use datapath::integrity::crc32c;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use worker::units::Generation;
 
 use super::folder::private_file;
@@ -47,23 +48,41 @@ pub(super) enum Entry {
 }
 
 /// An entry and its time.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Line {
     /// Milliseconds since the Unix epoch.
     pub(super) at: u64,
     pub(super) entry: Entry,
+}
+
+/// A line as it stands in the file. The checksum is over the entry's text, not its value: a number that is parsed
+/// and printed again may differ in its last digit.
+#[derive(Serialize, Deserialize)]
+struct Written<'text> {
+    at: u64,
+    #[serde(borrow)]
+    entry: &'text RawValue,
     crc: u32,
 }
 
 impl Line {
-    fn new(at: u64, entry: Entry) -> io::Result<Self> {
-        let crc = checksum(at, &entry)?;
-        Ok(Self { at, entry, crc })
+    /// The line's text, with its end.
+    fn encode(at: u64, entry: &Entry) -> io::Result<Vec<u8>> {
+        let entry = serde_json::value::to_raw_value(entry)?;
+        let mut text = serde_json::to_vec(&Written { at, entry: &entry, crc: checksum(at, &entry) })?;
+        text.push(b'\n');
+        Ok(text)
+    }
+
+    fn decode(text: &[u8]) -> Option<Self> {
+        let written: Written<'_> = serde_json::from_slice(text).ok()?;
+        let entry = serde_json::from_str(written.entry.get()).ok()?;
+        (checksum(written.at, written.entry) == written.crc).then_some(Self { at: written.at, entry })
     }
 }
 
-fn checksum(at: u64, entry: &Entry) -> io::Result<u32> {
-    Ok(crc32c(&serde_json::to_vec(&(at, entry))?))
+fn checksum(at: u64, entry: &RawValue) -> u32 {
+    crc32c(&[&at.to_le_bytes(), entry.get().as_bytes()].concat())
 }
 
 /// An open journal.
@@ -89,10 +108,8 @@ impl Journal {
     }
 
     /// Appends; returns when it is in the file, or if wanted on the disk.
-    pub(super) fn append(&mut self, at: u64, entry: Entry, durable: bool) -> io::Result<()> {
-        let mut line = serde_json::to_vec(&Line::new(at, entry)?)?;
-        line.push(b'\n');
-        self.file.write_all(&line)?;
+    pub(super) fn append(&mut self, at: u64, entry: &Entry, durable: bool) -> io::Result<()> {
+        self.file.write_all(&Line::encode(at, entry)?)?;
         if durable { self.file.sync_data() } else { Ok(()) }
     }
 }
@@ -120,8 +137,7 @@ impl Story {
     fn parse(bytes: &[u8]) -> Self {
         let mut story = Self::default();
         for text in bytes.split(|byte| *byte == b'\n').filter(|text| !text.is_empty()) {
-            let line: Option<Line> = serde_json::from_slice(text).ok();
-            match line.filter(|line| checksum(line.at, &line.entry).is_ok_and(|crc| crc == line.crc)) {
+            match Line::decode(text) {
                 Some(line) => story.lines.push(line),
                 None => story.damaged += 1,
             }

@@ -10,9 +10,10 @@ use worker::units::{Generation, Step, WorkerId};
 use super::evidence::Cause;
 use super::progress::{Settled, Totals, Work};
 
-/// One thing that must outlive the launcher.
+/// One thing that must outlive the launcher. Tagged from outside: serde cannot read maps with number keys back from
+/// behind an inner tag.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "record", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Record {
     /// That number is taken: nobody may gather it again.
     Generation {

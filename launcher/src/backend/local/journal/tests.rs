@@ -1,9 +1,11 @@
 //! Whatever happens to a journal's tail, what was whole before it is still known.
 
+use datapath::order::OrderDigest;
 use proptest::prelude::*;
 use worker::units::Step;
 
 use super::*;
+use crate::rendezvous::group::{GroupSummary, Outcome, Settled, Totals};
 
 fn record(index: u64) -> Record {
     match index % 3 {
@@ -11,7 +13,10 @@ fn record(index: u64) -> Record {
         1 => Record::Commit {
             generation: Generation(index / 3 + 1),
             committed: Step(index),
-            settled: Default::default(),
+            settled: Settled {
+                totals: Totals { steps: index, samples: 3, bytes: 9, digest: OrderDigest(u128::MAX - 1) },
+                epochs: [(index, OrderDigest(7))].into(),
+            },
             work: Default::default(),
         },
         _ => Record::Fence { generation: Generation(index / 3 + 1), cause: None, restart: true },
@@ -22,9 +27,9 @@ fn write(count: u64) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
     let mut journal = Journal::open(&path).unwrap();
-    journal.append(1, Entry::Created { uid: "u".to_owned() }, true).unwrap();
+    journal.append(1, &Entry::Created { uid: "u".to_owned() }, true).unwrap();
     for index in 0..count {
-        journal.append(index + 2, Entry::Group(record(index)), record(index).is_durable()).unwrap();
+        journal.append(index + 2, &Entry::Group(record(index)), record(index).is_durable()).unwrap();
     }
     std::fs::read(path).unwrap()
 }
@@ -39,6 +44,20 @@ fn what_is_written_is_read() {
     assert_eq!((memory.committed, memory.restarts), (Step(4), 2));
 }
 
+/// Epochs are numbered, metrics are fractions: neither may be lost between two launchers.
+#[test]
+fn an_end_is_read_as_it_was_written() {
+    let summary = GroupSummary {
+        epochs: [(0, OrderDigest(1)), (11, OrderDigest(2))].into(),
+        reported: [("loss".to_owned(), 0.1 + 0.2), ("tiny".to_owned(), 4.9e-324)].into(),
+        ..GroupSummary::default()
+    };
+    let end = Record::End { outcome: Outcome::Succeeded, summary };
+    let text = Line::encode(1, &Entry::Group(end)).unwrap();
+    assert!(matches!(Line::decode(&text).unwrap().entry, Entry::Group(Record::End { .. })));
+    assert!(Line::decode(&text[..text.len() - 3]).is_none());
+}
+
 #[test]
 fn a_torn_line_does_not_swallow_the_next() {
     let folder = tempfile::tempdir().unwrap();
@@ -47,7 +66,7 @@ fn a_torn_line_does_not_swallow_the_next() {
     bytes.truncate(bytes.len() - 5);
     std::fs::write(&path, &bytes).unwrap();
     let mut journal = Journal::open(&path).unwrap();
-    journal.append(9, Entry::Group(record(3)), true).unwrap();
+    journal.append(9, &Entry::Group(record(3)), true).unwrap();
     let story = Story::read(&path).unwrap();
     assert_eq!((story.lines.len(), story.damaged), (4, 1));
     assert_eq!(story.memory().generation, Generation(2));
