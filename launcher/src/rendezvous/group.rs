@@ -42,6 +42,9 @@ mod seats;
 mod state;
 mod view;
 
+#[cfg(test)]
+mod simulation;
+
 pub use budget::RestartPolicy;
 pub use evidence::{Cause, Observed, first_cause};
 pub use memory::{GroupSummary, Memory, Outcome, Record};
@@ -55,6 +58,9 @@ use state::{Member, Presence, State};
 /// Dead incarnations that are remembered per worker, to refuse their late messages. A worker that dies more often
 /// has used up any budget.
 const RETIRED_MAX: usize = 64;
+
+/// Stands for the process of a launch that failed.
+pub const NO_PROCESS: u32 = 0;
 
 /// What a group is to do.
 #[derive(Clone, Debug)]
@@ -137,7 +143,8 @@ pub struct RecordId(pub u64);
 pub enum Event {
     /// Begin.
     Start,
-    /// A worker process runs; optional, but with it a late registration of an earlier process is refused.
+    /// A worker process runs: the first answer to [`Action::Launch`], so that news of an earlier process of that
+    /// number can be told from this one's.
     Launched {
         /// Which worker.
         worker: WorkerId,
@@ -159,7 +166,7 @@ pub enum Event {
     Gone {
         /// Which worker.
         worker: WorkerId,
-        /// Its process.
+        /// Its process; [`NO_PROCESS`] if it could not be started.
         pid: u32,
         /// How, for people.
         how: String,

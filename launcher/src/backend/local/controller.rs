@@ -19,7 +19,7 @@ use super::setup::Setup;
 use crate::backend::{JobStatus, Phase, ProgressEvent};
 use crate::error::{ExitCode, Failure};
 use crate::rendezvous::authority::Authority;
-use crate::rendezvous::group::{Action, Event, Group, Now, Outcome};
+use crate::rendezvous::group::{Action, Event, Group, NO_PROCESS, Now, Outcome};
 use crate::rendezvous::server::{Inbound, Outbound, Server};
 
 /// How often time passes for the group: a tenth of its shortest limit that a person notices.
@@ -205,12 +205,12 @@ impl Controller {
 
     fn launch(&mut self, worker: WorkerId) -> Event {
         let Some(config) = self.setup.worker_config(&self.folder, worker, self.server.address()) else {
-            return Event::Gone { worker, pid: 0, how: "it has no place".to_owned() };
+            return Event::Gone { worker, pid: NO_PROCESS, how: "it has no place".to_owned() };
         };
         match self.processes.launch(&config, &self.folder.worker_log(worker)) {
             Ok(pid) => Event::Launched { worker, pid },
             Err(error) => {
-                Event::Gone { worker, pid: 0, how: format!("its process cannot be started: {error}") }
+                Event::Gone { worker, pid: NO_PROCESS, how: format!("its process cannot be started: {error}") }
             }
         }
     }

@@ -52,7 +52,6 @@ impl Group {
                 present.ready = None;
             }
         }
-        self.launch_the_absent(now);
     }
 
     pub(super) fn gathering_is_recorded(&mut self, now: Now) {
@@ -62,6 +61,7 @@ impl Group {
             && persisted >= *record
         {
             *recorded = true;
+            self.launch_the_absent(now);
             for worker in self.members.keys().copied().collect::<Vec<_>>() {
                 self.tell(worker, now.elapsed);
             }
@@ -192,8 +192,12 @@ impl Group {
         self.end(Outcome::Failed { cause });
     }
 
-    /// Launches every worker that has no process. Those that may have one are swept first.
+    /// Launches every worker that has no process. Those that may have one are swept first. Not before the generation
+    /// is on the disk: a later launcher must know that there is something to sweep.
     pub(super) fn launch_the_absent(&mut self, now: Now) {
+        if let State::Gathering { recorded: false, .. } = self.state {
+            return;
+        }
         self.launch(&self.members.keys().copied().collect::<Vec<_>>(), now);
     }
 

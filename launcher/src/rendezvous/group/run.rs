@@ -12,7 +12,7 @@ use super::evidence::{Cause, EVIDENCE_MAX, Observed, Verdict, first_cause, verdi
 use super::memory::{Outcome, Record};
 use super::progress::Settled;
 use super::state::{Member, Next, Presence, State, World};
-use super::{Group, Now};
+use super::{Group, NO_PROCESS, Now};
 
 /// A rank's end, as its worker tells it.
 pub(super) struct Exit {
@@ -251,7 +251,7 @@ impl Group {
         let Some(member) = self.members.get_mut(&worker) else { return };
         let is_this_one = match &member.presence {
             Presence::Present(present) => present.pid == pid,
-            Presence::Launching { pid: launched, .. } => launched.is_none_or(|launched| launched == pid),
+            Presence::Launching { pid: launched, .. } => *launched == Some(pid) || pid == NO_PROCESS,
             Presence::Absent | Presence::Lost => false,
         };
         if is_this_one {
