@@ -111,7 +111,7 @@ impl User {
         let mut command = self.command(args);
         let shown = format!("{command:?}");
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        Finished::new(shown, wait(child))
+        Finished::new(shown, &wait(child))
     }
 
     /// Names of the jobs in the state folder.
@@ -153,7 +153,7 @@ pub struct Finished {
 }
 
 impl Finished {
-    fn new(command: String, output: Output) -> Self {
+    fn new(command: String, output: &Output) -> Self {
         Self {
             command,
             code: output.status.code().unwrap_or(-1),

@@ -224,12 +224,12 @@ fn metric(value: f64) -> String {
 #[must_use]
 pub fn failure(job: &JobStatus, cause: &Cause) -> String {
     let verb = match job.phase {
-        Phase::Failed => "failed",
-        Phase::Cancelled => "was cancelled",
-        Phase::Succeeded => "had trouble before it succeeded",
-        _ => "has trouble",
+        Phase::Failed => "error: job {} failed",
+        Phase::Cancelled => "note: job {} had trouble before it was cancelled",
+        Phase::Succeeded => "note: job {} had trouble before it succeeded",
+        _ => "warning: job {} has trouble",
     };
-    let mut text = format!("error: job {} {verb}", job.id);
+    let mut text = verb.replace("{}", &job.id);
     let who = match (cause.rank, cause.worker) {
         (Some(rank), Some(worker)) => format!(": rank {rank} (worker {worker}{})", on(cause)),
         (Some(rank), None) => format!(": rank {rank}{}", on(cause)),

@@ -209,9 +209,11 @@ impl Controller {
         };
         match self.processes.launch(&config, &self.folder.worker_log(worker)) {
             Ok(pid) => Event::Launched { worker, pid },
-            Err(error) => {
-                Event::Gone { worker, pid: NO_PROCESS, how: format!("its process cannot be started: {error}") }
-            }
+            Err(error) => Event::Gone {
+                worker,
+                pid: NO_PROCESS,
+                how: format!("its process cannot be started: {error}"),
+            },
         }
     }
 

@@ -191,11 +191,7 @@ impl Reporter {
             self.started_unix_ms.map_or(0.0, |started| until.saturating_sub(started) as f64 / 1000.0);
         let seconds = seconds + self.seconds_before;
         status.summary = Some(state::summary(&group.summary(), self.steps_per_epoch, seconds));
-        let cause = match view.phase {
-            Phase::Succeeded | Phase::Cancelled => None,
-            _ => view.cause,
-        };
-        self.status.cause = cause.map(|cause| self.shown(&cause));
+        self.status.cause = view.cause.map(|cause| self.shown(&cause));
     }
 
     fn shown(&self, cause: &group::Cause) -> crate::backend::Cause {

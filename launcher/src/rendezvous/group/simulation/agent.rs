@@ -185,8 +185,7 @@ impl Agent {
         let rank = &mut living[pick % count];
         let evidence = Evidence { rank: Some(rank.rank), ..evidence };
         let is_signal = evidence.cause == CauseKind::Signal;
-        let status =
-            if is_signal { ExitStatus::Signal { signal: 9 } } else { ExitStatus::Code { code: 1 } };
+        let status = if is_signal { ExitStatus::Signal { signal: 9 } } else { ExitStatus::Code { code: 1 } };
         out.push(Effect::Failed(generation, rank.rank));
         rank.exit = Some((status, Some(evidence)));
         out.push(Effect::Stopped(generation, 1));
@@ -232,7 +231,9 @@ impl Agent {
         let from = assignment.start_step.0;
         let progress = run.ranks.iter().map(|rank| RankProgress {
             rank: rank.rank,
-            consumed: (from..rank.next).map(|step| consumed(step, rank.rank, assignment.world_size)).collect(),
+            consumed: (from..rank.next)
+                .map(|step| consumed(step, rank.rank, assignment.world_size))
+                .collect(),
             committed: Some(Step(rank.committed)),
             reported: BTreeMap::new(),
             ended: rank.exit.is_some(),
@@ -257,14 +258,7 @@ fn heartbeat(generation: Generation, progress: Vec<RankProgress>) -> ToLauncher 
 
 /// An observation.
 pub(super) fn evidence(cause: CauseKind, seen_unix_ns: u64, rank: Option<Rank>) -> Evidence {
-    Evidence {
-        rank,
-        cause,
-        seen_unix_ns,
-        message: String::new(),
-        hint: String::new(),
-        log_tail: Vec::new(),
-    }
+    Evidence { rank, cause, seen_unix_ns, message: String::new(), hint: String::new(), log_tail: Vec::new() }
 }
 
 /// A rank's share of a step: shares differ, their sum is [`digest_of`] for any world size.
