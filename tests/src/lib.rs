@@ -1,10 +1,6 @@
 //! What the stories stand on: the built program, a job of it under watch, and the look for leftovers.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "a harness fails by panicking, and tells on stderr"
-)]
+#![expect(clippy::unwrap_used, reason = "a harness fails by panicking")]
 
 pub mod dataset;
 pub mod job;
