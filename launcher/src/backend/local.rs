@@ -39,9 +39,6 @@ mod report;
 mod setup;
 mod state;
 
-#[cfg(test)]
-mod tests;
-
 /// The hidden command that controls a detached job.
 const CONTROLLER_COMMAND: &str = "job-controller";
 /// Wishes that a controller has not looked at: a person's.

@@ -44,6 +44,8 @@ mod view;
 
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod tests;
 
 pub use budget::RestartPolicy;
 pub use evidence::{Cause, Observed, first_cause};
@@ -197,7 +199,7 @@ pub enum Action {
         /// Its number.
         id: RecordId,
         /// What to write.
-        record: Record,
+        record: Box<Record>,
     },
     /// Start a process for a worker that has none.
     Launch {
@@ -223,7 +225,7 @@ pub enum Action {
     /// A generation failed and another one gathers.
     Restarting {
         /// Why.
-        cause: Cause,
+        cause: Box<Cause>,
         /// Waited before.
         backoff: Duration,
     },
@@ -379,7 +381,7 @@ impl Group {
 
     fn persist(&mut self, record: Record) -> RecordId {
         self.last_record = RecordId(self.last_record.0 + 1);
-        self.out.push(Action::Persist { id: self.last_record, record });
+        self.out.push(Action::Persist { id: self.last_record, record: Box::new(record) });
         self.last_record
     }
 

@@ -216,7 +216,8 @@ pub struct Evidence {
 }
 
 /// Kinds of first cause, strongest first: of two in one grace window, the earlier in this list wins, then the
-/// earlier in time.
+/// earlier in time. Of exceptions, signals and lost workers the earliest in time wins: each makes peers die of the
+/// others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CauseKind {

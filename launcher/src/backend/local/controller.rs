@@ -189,7 +189,7 @@ impl Controller {
         match action {
             Action::Persist { id, record } => {
                 let durable = record.is_durable();
-                self.append(Entry::Group(record), durable)?;
+                self.append(&Entry::Group(record), durable)?;
                 return Ok(Some(Event::Persisted(id)));
             }
             Action::Launch { worker } => return Ok(Some(self.launch(worker))),
@@ -227,8 +227,8 @@ impl Controller {
         }
     }
 
-    fn append(&mut self, entry: Entry, durable: bool) -> Result<(), Failure> {
-        self.journal.append(unix_ms(), &entry, durable).map_err(|error| {
+    fn append(&mut self, entry: &Entry, durable: bool) -> Result<(), Failure> {
+        self.journal.append(unix_ms(), entry, durable).map_err(|error| {
             let path = self.folder.journal();
             Failure::new(ExitCode::CannotCreate, format!("failed to write {}", path.display()))
                 .because(&error)
@@ -243,7 +243,7 @@ impl Controller {
         }
         self.phase = phase;
         let generation = self.group.generation();
-        self.append(Entry::Phase { phase, generation }, false)?;
+        self.append(&Entry::Phase { phase, generation }, false)?;
         self.reporter.phase(&self.group, unix_ms()).await;
         Ok(())
     }

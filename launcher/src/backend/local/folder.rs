@@ -41,7 +41,7 @@ impl Folder {
         private().recursive(true).create(&jobs)?;
         for _ in 0..IDS_TRIED_MAX {
             let suffix = getrandom::u32().map_err(|error| io::Error::other(error.to_string()))? & 0xffff;
-            let folder = Self(jobs.join(format!("{name}-{suffix:0width$x}", width = SUFFIX_HEX_DIGITS)));
+            let folder = Self(jobs.join(format!("{name}-{suffix:0SUFFIX_HEX_DIGITS$x}")));
             match private().create(&folder.0) {
                 Ok(()) => {
                     for inner in [folder.logs(), folder.checkpoints()] {
@@ -85,7 +85,7 @@ impl Folder {
     /// The job's name, which its id begins with.
     pub(super) fn name(&self) -> String {
         let id = self.id();
-        id.rsplit_once('-').map_or(id.clone(), |(name, _)| name.to_owned())
+        id.rsplit_once('-').map_or_else(|| id.clone(), |(name, _)| name.to_owned())
     }
 
     pub(super) fn job(&self) -> PathBuf {

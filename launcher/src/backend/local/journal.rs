@@ -44,7 +44,7 @@ pub(super) enum Entry {
         generation: Generation,
     },
     /// What the membership must remember.
-    Group(Record),
+    Group(Box<Record>),
 }
 
 /// An entry and its time.
@@ -148,7 +148,7 @@ impl Story {
     /// What the membership must know.
     pub(super) fn memory(&self) -> Memory {
         Memory::of(self.lines.iter().filter_map(|line| match &line.entry {
-            Entry::Group(record) => Some(record),
+            Entry::Group(record) => Some(record.as_ref()),
             _ => None,
         }))
     }
@@ -163,14 +163,6 @@ impl Story {
     /// When the job was submitted.
     pub(super) fn created(&self) -> u64 {
         self.lines.first().map_or(0, |line| line.at)
-    }
-
-    /// Workers that the last controller wanted.
-    pub(super) fn workers(&self) -> Option<u32> {
-        self.lines.iter().rev().find_map(|line| match line.entry {
-            Entry::Controller { workers, .. } => Some(workers),
-            _ => None,
-        })
     }
 }
 

@@ -7,7 +7,8 @@ use datapath::dataset::index::IndexOptions;
 use datapath::dataset::records::{Dtype, RecordLayout};
 use datapath::dataset::{ChunkId, Manifest};
 use datapath::order::{Consumer, Order, share};
-use worker::units::{Rank, WorkerId};
+use datapath::select::{self, PeerId};
+use worker::units::Rank;
 
 use crate::backend::{Plan, PlannedData, PlannedWorker};
 use crate::dataset;
@@ -168,19 +169,15 @@ fn planned(job: &Job, data: &Data, found: &PreparedData) -> PlannedData {
 
 /// Chunks and bytes that each worker reads from the store.
 fn owned(manifest: &Manifest, workers: u32) -> Vec<(u64, u64)> {
-    let mut owned = vec![(0, 0); usize::try_from(workers).unwrap_or_default()];
+    let peers: Vec<PeerId> = (0..workers).map(PeerId).collect();
+    let mut owned = vec![(0, 0); peers.len()];
     for (index, chunk) in (0_u32..).zip(manifest.chunks()) {
-        let owner = owner(ChunkId(index), workers);
-        if let Some((chunks, bytes)) = usize::try_from(owner.0).ok().and_then(|owner| owned.get_mut(owner)) {
+        let owner = select::owner(ChunkId(index), &peers, |_| true);
+        let owner = owner.and_then(|owner| owned.get_mut(usize::try_from(owner.0).ok()?));
+        if let Some((chunks, bytes)) = owner {
             *chunks += 1;
             *bytes += u64::from(chunk.len);
         }
     }
     owned
-}
-
-fn owner(chunk: ChunkId, workers: u32) -> WorkerId {
-    // The data plane's own choice takes over here once it is a public function; for a plan any even split says the
-    // same: about as many chunks each.
-    WorkerId(chunk.0 % workers.max(1))
 }

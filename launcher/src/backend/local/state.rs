@@ -113,7 +113,7 @@ fn orphaned(status: &mut JobStatus, story: &Story) {
             });
         }
     }
-    status.ended_unix_ms = status.ended_unix_ms.or(story.lines.last().map(|line| line.at));
+    status.ended_unix_ms = status.ended_unix_ms.or_else(|| story.lines.last().map(|line| line.at));
     for rank in &mut status.rank_status {
         rank.pid = None;
     }

@@ -18,7 +18,7 @@ pub struct RestartPolicy {
 
 /// What is left of it. Times are the controller's own, so that a resumed job has its whole budget again.
 #[derive(Clone, Debug)]
-pub struct Budget {
+pub(super) struct Budget {
     policy: RestartPolicy,
     spent: VecDeque<Duration>,
 }
@@ -26,12 +26,12 @@ pub struct Budget {
 impl Budget {
     /// All of `policy`.
     #[must_use]
-    pub fn new(policy: RestartPolicy) -> Self {
+    pub(super) fn new(policy: RestartPolicy) -> Self {
         Self { policy, spent: VecDeque::new() }
     }
 
     /// Takes one restart: how long to wait before it, or none when the window's are used up.
-    pub fn spend(&mut self, now: Duration) -> Option<Duration> {
+    pub(super) fn spend(&mut self, now: Duration) -> Option<Duration> {
         while self.spent.front().is_some_and(|&at| now.saturating_sub(at) > self.policy.window) {
             self.spent.pop_front();
         }
@@ -41,12 +41,6 @@ impl Budget {
         }
         self.spent.push_back(now);
         Some(self.policy.backoff.saturating_mul(1 << used.min(16)).min(BACKOFF_MAX))
-    }
-
-    /// The policy, for messages.
-    #[must_use]
-    pub fn policy(&self) -> &RestartPolicy {
-        &self.policy
     }
 }
 

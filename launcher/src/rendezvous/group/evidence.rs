@@ -12,7 +12,7 @@ use worker::units::{Generation, Rank, Step, WorkerId};
 use crate::backend::CauseCode;
 
 /// Observations kept per generation: with all ranks of a big job failing at once, the first ones are what counts.
-pub const EVIDENCE_MAX: usize = 4096;
+pub(super) const EVIDENCE_MAX: usize = 4096;
 
 /// One observation and the worker it came from or is about.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -103,7 +103,7 @@ impl Cause {
 
 /// What follows a cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Verdict {
     /// Another generation, if the budget allows.
     Restart,
     /// Another generation would fail in the same way.
@@ -112,7 +112,7 @@ pub enum Verdict {
 
 /// What follows `cause`, when `previous` was the cause before it.
 #[must_use]
-pub fn verdict(cause: &Cause, previous: Option<&Cause>) -> Verdict {
+pub(super) fn verdict(cause: &Cause, previous: Option<&Cause>) -> Verdict {
     match cause.code {
         CauseCode::Data | CauseCode::NotStarted | CauseCode::Preflight => Verdict::Fatal,
         CauseCode::Exception if previous.is_some_and(|earlier| cause.repeats(earlier)) => Verdict::Fatal,
@@ -165,7 +165,8 @@ mod tests {
     fn the_first_cause_is_the_strongest_then_the_earliest_and_never_ours() {
         use CauseKind::*;
         // (observations in order of arrival as (rank, kind, time), rank of the first cause)
-        let table: &[(&[(u32, CauseKind, u64)], Option<u32>)] = &[
+        type Case<'a> = (&'a [(u32, CauseKind, u64)], Option<u32>);
+        let table: &[Case<'_>] = &[
             (&[], None),
             (&[(0, KilledByUs, 1)], None),
             (&[(0, KilledByUs, 1), (1, PeerInduced, 9)], Some(1)),

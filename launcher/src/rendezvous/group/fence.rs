@@ -24,11 +24,12 @@ impl Group {
         let restart = matches!(then, Next::Restart { .. });
         if let (Some(cause), Next::Restart { backoff }) = (&cause, &then) {
             self.restarts += 1;
-            self.out.push(Action::Restarting { cause: cause.clone(), backoff: *backoff });
+            self.out.push(Action::Restarting { cause: Box::new(cause.clone()), backoff: *backoff });
         }
         if cause.is_some() {
             self.last_cause.clone_from(&cause);
         }
+        let cause = cause.map(Box::new);
         let record = self.persist(Record::Fence { generation: world.generation, cause, restart });
         self.state = State::Fencing { world, then, stage: FenceStage::Recording(record) };
     }
@@ -182,13 +183,13 @@ impl Group {
     /// Writes the job's end down, then tells everybody.
     pub(super) fn end(&mut self, outcome: Outcome) {
         if let Outcome::Failed { cause } = &outcome {
-            self.last_cause = Some(cause.clone());
+            self.last_cause = Some(Cause::clone(cause));
         }
         // The summary and the ranks are the last generation's, so they are kept before that is left.
         let summary = self.summary();
         self.last_ranks = self.ranks();
         self.ended = Some(summary.clone());
-        let record = self.persist(Record::End { outcome: outcome.clone(), summary });
+        let record = self.persist(Record::End { outcome: outcome.clone(), summary: Box::new(summary) });
         self.state = State::Ending { outcome, stage: EndStage::Recording(record) };
     }
 

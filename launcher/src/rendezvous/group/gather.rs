@@ -189,7 +189,7 @@ impl Group {
             ),
         );
         "look at the workers' own logs: `launcher job logs --system`".clone_into(&mut cause.hint);
-        self.end(Outcome::Failed { cause });
+        self.end(Outcome::Failed { cause: Box::new(cause) });
     }
 
     /// Launches every worker that has no process. Those that may have one are swept first. Not before the generation
@@ -243,7 +243,7 @@ impl Group {
             cause.worker = Some(worker);
             cause.seen_unix_ns = now.unix_ns;
             "look at the worker's own log: `launcher job logs --system`".clone_into(&mut cause.hint);
-            return self.end(Outcome::Failed { cause });
+            return self.end(Outcome::Failed { cause: Box::new(cause) });
         };
         if let State::Preflight { .. } = self.state {
             // Its members have been told the number, and one of them is another process now.
@@ -294,7 +294,7 @@ impl Group {
         } else {
             let mut cause = Cause::preflight(self.generation, &faults);
             cause.seen_unix_ns = now.unix_ns;
-            self.end(Outcome::Failed { cause });
+            self.end(Outcome::Failed { cause: Box::new(cause) });
         }
     }
 

@@ -32,7 +32,7 @@ pub enum Record {
         /// The generation.
         generation: Generation,
         /// Why; none when the user asked for it.
-        cause: Option<Cause>,
+        cause: Option<Box<Cause>>,
         /// Whether another generation follows.
         restart: bool,
     },
@@ -52,7 +52,7 @@ pub enum Record {
         /// How.
         outcome: Outcome,
         /// What it did.
-        summary: GroupSummary,
+        summary: Box<GroupSummary>,
     },
 }
 
@@ -73,7 +73,7 @@ pub enum Outcome {
     /// It did not, for this reason.
     Failed {
         /// The first cause.
-        cause: Cause,
+        cause: Box<Cause>,
     },
     /// The user asked for it.
     Cancelled,
@@ -142,7 +142,7 @@ impl Memory {
                 self.fenced = self.fenced.max(*generation);
                 self.restarts += u32::from(*restart);
                 if cause.is_some() {
-                    self.cause.clone_from(cause);
+                    self.cause = cause.as_deref().cloned();
                 }
             }
             Record::Commit { generation, committed, settled, work } => {

@@ -86,18 +86,18 @@ pub struct RankPosition {
 
 /// Where a generation begins.
 #[derive(Clone, Debug, Default)]
-pub struct Start {
+pub(super) struct Start {
     /// The first step.
-    pub committed: Step,
+    pub(super) committed: Step,
     /// What lies before it.
-    pub settled: Settled,
+    pub(super) settled: Settled,
     /// What was consumed so far.
-    pub work: Work,
+    pub(super) work: Work,
 }
 
 /// One generation's progress.
 #[derive(Clone, Debug)]
-pub struct Progress {
+pub(super) struct Progress {
     ranks: Vec<RankState>,
     steps_per_epoch: Option<NonZeroU64>,
     committed: Step,
@@ -123,7 +123,7 @@ struct RankState {
 impl Progress {
     /// Of `world_size` ranks that begin at `start`. Without `steps_per_epoch` there are no epochs.
     #[must_use]
-    pub fn new(world_size: u32, steps_per_epoch: Option<NonZeroU64>, start: Start) -> Self {
+    pub(super) fn new(world_size: u32, steps_per_epoch: Option<NonZeroU64>, start: Start) -> Self {
         let committed = start.committed;
         let rank = RankState { next: committed, committed, reported: BTreeMap::new(), ended: false };
         Self {
@@ -140,7 +140,7 @@ impl Progress {
     }
 
     /// Takes in what a rank says; the new committed step, if that moved it. What was said before changes nothing.
-    pub fn take(&mut self, progress: &RankProgress) -> Option<Step> {
+    pub(super) fn take(&mut self, progress: &RankProgress) -> Option<Step> {
         let index = usize::try_from(progress.rank.0).ok()?;
         for step in &progress.consumed {
             self.consumed(index, step);
@@ -161,31 +161,31 @@ impl Progress {
 
     /// Steps done and durable on every rank.
     #[must_use]
-    pub fn committed(&self) -> Step {
+    pub(super) fn committed(&self) -> Step {
         self.committed
     }
 
     /// Sums below the committed step.
     #[must_use]
-    pub fn settled(&self) -> &Settled {
+    pub(super) fn settled(&self) -> &Settled {
         &self.settled
     }
 
     /// What was consumed so far, in all generations.
     #[must_use]
-    pub fn work(&self) -> Work {
+    pub(super) fn work(&self) -> Work {
         self.work
     }
 
     /// Where the next generation begins.
     #[must_use]
-    pub fn restart(&self) -> Start {
+    pub(super) fn restart(&self) -> Start {
         Start { committed: self.committed, settled: self.settled.clone(), work: self.work }
     }
 
     /// Sums over everything that all ranks acknowledged, committed or not.
     #[must_use]
-    pub fn totals(&self) -> Settled {
+    pub(super) fn totals(&self) -> Settled {
         let mut totals = self.settled.clone();
         totals.add_all(&self.sealed);
         for (step, sums) in &self.complete {
@@ -196,27 +196,20 @@ impl Progress {
 
     /// Where a rank is.
     #[must_use]
-    pub fn position(&self, rank: Rank) -> Option<RankPosition> {
+    pub(super) fn position(&self, rank: Rank) -> Option<RankPosition> {
         let rank = self.ranks.get(usize::try_from(rank.0).ok()?)?;
         Some(RankPosition { step: rank.next, committed: rank.committed })
     }
 
     /// The next step that not every rank has acknowledged.
     #[must_use]
-    pub fn step(&self) -> Step {
+    pub(super) fn step(&self) -> Step {
         self.ranks.iter().map(|rank| rank.next).min().unwrap_or(self.committed)
-    }
-
-    /// The slowest rank and the step it is at.
-    #[must_use]
-    pub fn slowest(&self) -> Option<(Rank, Step)> {
-        let (index, rank) = self.ranks.iter().enumerate().min_by_key(|(_, rank)| rank.next)?;
-        Some((Rank(u32::try_from(index).ok()?), rank.next))
     }
 
     /// The values that the trainers reported; of a name that several ranks use, the lowest rank's.
     #[must_use]
-    pub fn reported(&self) -> BTreeMap<String, f64> {
+    pub(super) fn reported(&self) -> BTreeMap<String, f64> {
         let mut values = BTreeMap::new();
         for rank in &self.ranks {
             for (name, value) in &rank.reported {
@@ -312,7 +305,8 @@ mod tests {
         assert_eq!(progress.totals().epochs, BTreeMap::from([(0, OrderDigest(27))]));
         progress.take(&says(1, &[(0, 8), (1, 16)], None));
         assert_eq!(progress.totals().totals, expected, "said twice, counted once");
-        assert_eq!((progress.step(), progress.slowest()), (Step(2), Some((Rank(1), Step(2)))));
+        assert_eq!(progress.step(), Step(2));
+        assert_eq!(progress.position(Rank(0)).map(|rank| rank.step), Some(Step(3)));
     }
 
     #[test]

@@ -220,7 +220,7 @@ impl Group {
         };
         let next = match next {
             Some(backoff) => Next::Restart { backoff },
-            None => Next::End(Outcome::Failed { cause: cause.clone() }),
+            None => Next::End(Outcome::Failed { cause: Box::new(cause.clone()) }),
         };
         self.fence(Some(cause), next);
     }

@@ -9,7 +9,7 @@ use worker::units::WorkerId;
 
 /// Seats for at most `wanted` of `present`, when `previous` were the seats before; index = group rank.
 #[must_use]
-pub fn seats(previous: &[WorkerId], present: &BTreeSet<WorkerId>, wanted: usize) -> Vec<WorkerId> {
+pub(super) fn seats(previous: &[WorkerId], present: &BTreeSet<WorkerId>, wanted: usize) -> Vec<WorkerId> {
     let size = wanted.min(present.len());
     let mut seats: Vec<Option<WorkerId>> = vec![None; size];
     let mut seated = BTreeSet::new();
@@ -32,7 +32,8 @@ mod tests {
     #[test]
     fn places_are_sticky_and_a_spare_takes_the_dead_ones_only() {
         // (previous, present, wanted, expected)
-        let table: &[(&[u32], &[u32], usize, &[u32])] = &[
+        type Case<'a> = (&'a [u32], &'a [u32], usize, &'a [u32]);
+        let table: &[Case<'_>] = &[
             (&[], &[0, 1, 2], 3, &[0, 1, 2]),
             (&[], &[0, 1, 2, 3], 3, &[0, 1, 2]),
             (&[0, 1, 2], &[0, 2, 3], 3, &[0, 3, 2]),

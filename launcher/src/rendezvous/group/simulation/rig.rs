@@ -282,22 +282,22 @@ impl Rig {
         let life = self.life;
         match action {
             Action::Persist { id, record } => {
-                if let Record::Fence { cause: Some(cause), .. } = &record {
+                if let Record::Fence { cause: Some(cause), .. } = record.as_ref() {
                     self.check_cause(cause);
                 }
                 // Writing keeps its order; a launcher that dies before it is done has not written.
-                self.at(self.now + 1, Due::Written(life, id, Box::new(record)));
+                self.at(self.now + 1, Due::Written(life, id, record));
             }
             Action::Launch { worker } => self.launch(worker),
             Action::Sweep { generation, workers } => self.soon(10, Due::Sweep(life, generation, workers)),
-            Action::Send { worker, incarnation, message } => self.send(worker, incarnation, message),
+            Action::Send { worker, incarnation, message } => self.send(worker, incarnation, &message),
             Action::Restarting { cause, .. } => self.check_cause(&cause),
             Action::Done(_) => {}
         }
     }
 
-    fn send(&mut self, worker: WorkerId, incarnation: Incarnation, message: ToWorker) {
-        if let ToWorker::Gather { generation } = message {
+    fn send(&mut self, worker: WorkerId, incarnation: Incarnation, message: &ToWorker) {
+        if let ToWorker::Gather { generation } = *message {
             let (life, last) = self.gathered;
             let grows = generation > last || generation == last && life == self.life;
             assert!(grows, "I5: generation {generation} after {last}");
