@@ -227,8 +227,16 @@ impl Group {
 
     fn cause_of(&self, world: &World, now: Now) -> Cause {
         let Some(first) = first_cause(&world.observed) else {
-            let message = "ranks ended and nobody can say why";
-            let mut cause = Cause::plain(CauseCode::Internal, world.generation, message);
+            // A worker that ends its ranks although we have not told it to is leaving: that is what happened.
+            let leaving = world.observed.first().map(|observed| observed.worker);
+            let (code, message) = match leaving {
+                Some(worker) => {
+                    (CauseCode::WorkerLost, format!("worker {worker} ended its ranks on its own"))
+                }
+                None => (CauseCode::Internal, "ranks ended and nobody can say why".to_owned()),
+            };
+            let mut cause = Cause::plain(code, world.generation, message);
+            cause.worker = leaving;
             cause.seen_unix_ns = now.unix_ns;
             return cause;
         };

@@ -432,3 +432,11 @@ fn a_worker_that_dies_again_and_again_before_the_job_runs_fails_it() {
     assert_eq!(rig.cause().code, CauseCode::WorkerLost);
     assert!(matches!(rig.group.phase(), Phase::Failed | Phase::Fencing));
 }
+
+#[test]
+fn a_worker_that_ends_its_ranks_on_its_own_is_the_cause_and_not_its_signal() {
+    let mut rig = Rig::running(config(2, 0));
+    rig.fail(1, CauseKind::KilledByUs, "terminated");
+    assert_eq!((rig.cause().code, rig.cause().worker), (CauseCode::WorkerLost, Some(WorkerId(1))));
+    assert_eq!(rig.cause().rank, None);
+}

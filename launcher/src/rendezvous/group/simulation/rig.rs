@@ -47,6 +47,7 @@ enum Due {
     Gone(u32),
     Fault,
     Heal(WorkerId),
+    Thaw(u32),
     NewLauncher,
 }
 
@@ -67,6 +68,8 @@ pub(super) struct Rig {
     current: BTreeMap<WorkerId, u32>,
     next_pid: u32,
     cut_off: BTreeSet<WorkerId>,
+    /// Stopped processes: they neither speak nor end.
+    frozen: BTreeSet<u32>,
     history: Vec<Event>,
     loss: u64,
     // What the invariants need.
@@ -125,6 +128,7 @@ impl Rig {
             current: BTreeMap::new(),
             next_pid: 100,
             cut_off: BTreeSet::new(),
+            frozen: BTreeSet::new(),
             history: Vec::new(),
             loss,
             living: BTreeMap::new(),
@@ -245,6 +249,10 @@ impl Rig {
             Due::Heal(worker) => {
                 self.cut_off.remove(&worker);
             }
+            Due::Thaw(pid) => {
+                self.frozen.remove(&pid);
+                self.at(self.now, Due::Beat(pid));
+            }
             Due::NewLauncher => {
                 self.life += 1;
                 self.group = Some(Group::new(self.config.clone(), Memory::of(&self.journal)));
@@ -341,6 +349,9 @@ impl Rig {
         let now = self.now;
         let lease = u64::try_from(self.config.timing.lease.as_millis()).unwrap_or(u64::MAX);
         let program = self.program;
+        if self.frozen.contains(&pid) {
+            return;
+        }
         let Some(agent) = self.agents.get_mut(&pid).filter(|agent| agent.is_alive) else { return };
         let worker = agent.worker;
         if !self.cut_off.contains(&worker) {
@@ -376,6 +387,9 @@ impl Rig {
     }
 
     fn with_agent(&mut self, pid: u32, act: impl FnOnce(&mut Agent, &mut Vec<Effect>)) {
+        if self.frozen.contains(&pid) {
+            return;
+        }
         let Some(agent) = self.agents.get_mut(&pid).filter(|agent| agent.is_alive) else { return };
         let mut out = Vec::new();
         act(agent, &mut out);
@@ -400,8 +414,10 @@ impl Rig {
             }
         }
         if !breath.is_empty() {
-            for _ in 0..self.copies() {
-                self.soon(12, Due::Breath(self.life, breath.clone()));
+            for copy in 0..self.copies() {
+                // A second copy may come much later.
+                let limit = if copy == 0 { 12 } else { 500 };
+                self.soon(limit, Due::Breath(self.life, breath.clone()));
             }
         }
     }
@@ -454,7 +470,20 @@ impl Rig {
         let worker = WorkerId(self.dice.small(self.config.workers + self.config.spares));
         let pid = self.current.get(&worker).copied().unwrap_or(0);
         let kind = match self.dice.below(100) {
-            0..25 => return self.kill(pid),
+            0..16 => return self.kill(pid),
+            16..20 => {
+                // Somebody asks it to end: it ends its ranks and says so, which is no cause.
+                self.hurt_workers.insert(worker);
+                return self.with_agent(pid, |agent, out| {
+                    agent.stop(out);
+                    out.push(Effect::Exit);
+                });
+            }
+            20..25 => {
+                self.hurt_workers.insert(worker);
+                self.frozen.insert(pid);
+                return self.soon(1500, Due::Thaw(pid));
+            }
             25..37 => CauseKind::Exception,
             37..45 => CauseKind::Signal,
             45..48 => CauseKind::Data,
