@@ -311,6 +311,17 @@ impl Rig {
             assert!(grows, "I5: generation {generation} after {last}");
             self.gathered = (self.life, generation);
         }
+        match *message {
+            ToWorker::Gather { generation } => {
+                let taken = self.journal.contains(&Record::Generation { generation });
+                assert!(taken, "generation {generation} is gathered before that is written");
+            }
+            ToWorker::Fence { generation, .. } => {
+                let fenced = Memory::of(&self.journal).fenced;
+                assert!(fenced >= generation, "generation {generation} is fenced before that is written");
+            }
+            _ => {}
+        }
         let Some(pid) = self.agents.values().find(|a| a.incarnation() == incarnation).map(|a| a.pid) else {
             return;
         };
@@ -482,7 +493,10 @@ impl Rig {
             20..25 => {
                 self.hurt_workers.insert(worker);
                 self.frozen.insert(pid);
-                return self.soon(1500, Due::Thaw(pid));
+                if self.dice.percent(50) {
+                    self.soon(1500, Due::Thaw(pid));
+                }
+                return;
             }
             25..37 => CauseKind::Exception,
             37..45 => CauseKind::Signal,
