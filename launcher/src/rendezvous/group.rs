@@ -367,14 +367,16 @@ impl Group {
             | State::Suspect { .. } => {
                 self.tick_running(now);
             }
-            State::Clearing | State::Fencing { .. } | State::Ending { .. } => self.tick_fencing(now),
+            State::Clearing { .. } | State::Fencing { .. } | State::Ending { .. } => self.tick_fencing(now),
         }
     }
 
     fn record_is_safe(&mut self, now: Now) {
         match &self.state {
             State::Gathering { .. } => self.gathering_is_recorded(now),
-            State::Fencing { .. } | State::Ending { .. } => self.fence_is_recorded(now),
+            State::Clearing { .. } | State::Fencing { .. } | State::Ending { .. } => {
+                self.fence_is_recorded(now);
+            }
             _ => {}
         }
     }
@@ -414,7 +416,9 @@ impl Group {
 
     fn due_messages(&self, worker: WorkerId) -> Vec<ToWorker> {
         let Some(present) = self.members.get(&worker).and_then(Member::present) else { return Vec::new() };
-        if let Some(stale) = present.stale {
+        // While the last generation is being cleared its fence may not be on the disk; the sweep ends them.
+        let is_clearing = matches!(self.state, State::Clearing { .. });
+        if let Some(stale) = present.stale.filter(|_| !is_clearing) {
             return vec![self.fence_message(stale)];
         }
         match &self.state {

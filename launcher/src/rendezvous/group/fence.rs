@@ -35,6 +35,14 @@ impl Group {
     }
 
     pub(super) fn fence_is_recorded(&mut self, now: Now) {
+        match &mut self.state {
+            State::Clearing { record, is_swept } if *record <= self.persisted && !*is_swept => {
+                *is_swept = true;
+                let workers = self.members.keys().copied().collect();
+                self.out.push(Action::Sweep { generation: self.generation, workers });
+            }
+            _ => {}
+        }
         match &self.state {
             State::Fencing { world, stage: FenceStage::Recording(record), .. }
                 if *record <= self.persisted =>
@@ -217,7 +225,7 @@ impl Group {
         match &mut self.state {
             State::Gathering { .. } => self.launch_the_absent(now),
             _ if !is_of_now => {}
-            State::Clearing => self.gather(now, Duration::ZERO),
+            State::Clearing { .. } => self.gather(now, Duration::ZERO),
             State::Fencing { stage: FenceStage::Sweeping { left }, .. } => {
                 left.retain(|worker| !workers.contains(worker));
                 self.advance_fence(now);
@@ -239,7 +247,7 @@ impl Group {
             self.stop_grace = Duration::ZERO;
         }
         match &mut self.state {
-            State::Pending | State::Clearing | State::Gathering { .. } | State::Preflight { .. } => {
+            State::Pending | State::Clearing { .. } | State::Gathering { .. } | State::Preflight { .. } => {
                 self.end(Outcome::Cancelled);
             }
             State::Assigned { .. }

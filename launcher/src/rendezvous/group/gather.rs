@@ -28,12 +28,9 @@ impl Group {
         }
         // An earlier launcher got that far. It may have died between any two steps, so its last generation is
         // fenced (again) and everything that it started is swept before a new number is taken.
-        self.persist(Record::Fence { generation: self.generation, cause: None, restart: false });
-        self.state = State::Clearing;
-        self.out.push(Action::Sweep {
-            generation: self.generation,
-            workers: self.members.keys().copied().collect(),
-        });
+        let fence = Record::Fence { generation: self.generation, cause: None, restart: false };
+        let record = self.persist(fence);
+        self.state = State::Clearing { record, is_swept: false };
     }
 
     pub(super) fn gather(&mut self, now: Now, backoff: Duration) {

@@ -296,7 +296,7 @@ impl Group {
                 self.trouble(worker, generation, evidence, now);
             }
             State::Fencing { .. } => self.lost_while_fencing(worker, now),
-            State::Pending | State::Clearing | State::Ending { .. } | State::Over(_) => {}
+            State::Pending | State::Clearing { .. } | State::Ending { .. } | State::Over(_) => {}
         }
     }
 

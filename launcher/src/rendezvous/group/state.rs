@@ -17,7 +17,11 @@ use super::{Group, RETIRED_MAX, RecordId};
 pub(super) enum State {
     Pending,
     /// What an earlier launcher may have left is being swept.
-    Clearing,
+    Clearing {
+        /// The last generation's fence, which is on the disk before anything is swept.
+        record: RecordId,
+        is_swept: bool,
+    },
     Gathering {
         /// Nobody hears of the generation before its number is on the disk.
         record: RecordId,

@@ -61,7 +61,7 @@ impl Group {
     #[must_use]
     pub fn phase(&self) -> Phase {
         match &self.state {
-            State::Pending | State::Clearing => Phase::Pending,
+            State::Pending | State::Clearing { .. } => Phase::Pending,
             State::Gathering { .. } => Phase::Gathering,
             State::Preflight { .. } => Phase::Preflight,
             State::Assigned { .. } => Phase::Assigned,
