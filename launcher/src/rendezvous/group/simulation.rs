@@ -59,13 +59,13 @@ fn the_invariants_hold_in_every_schedule() {
         return;
     }
     let schedules = setting("SLIPWAY_SIM_SCHEDULES").unwrap_or(SCHEDULES);
-    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64);
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let ends = std::thread::scope(|scope| {
         let runs: Vec<_> = (0..threads)
             .map(|thread| {
                 scope.spawn(move || {
                     let mut ends = [0_u64; 3];
-                    for seed in (thread..schedules).step_by(threads as usize) {
+                    for seed in (thread as u64..schedules).step_by(threads) {
                         let told = std::panic::catch_unwind(|| Rig::new(seed, false).run());
                         let Ok(told) = told else {
                             panic!(

@@ -58,7 +58,7 @@ impl Rig {
     fn running(config: GroupConfig) -> Self {
         let mut rig = Self::new(config, Memory::default());
         rig.register_all();
-        rig.to_running();
+        rig.reach_running();
         rig
     }
 
@@ -135,7 +135,7 @@ impl Rig {
         }
     }
 
-    fn to_running(&mut self) {
+    fn reach_running(&mut self) {
         self.ready_all();
         assert_eq!(self.group.phase(), Phase::Assigned);
         let generation = self.group.generation();
@@ -196,7 +196,7 @@ fn a_job_goes_from_pending_to_succeeded() {
     assert_eq!(rig.group.view().waiting_for, "workers 1");
     rig.register(1);
     assert_eq!(rig.group.phase(), Phase::Preflight);
-    rig.to_running();
+    rig.reach_running();
     rig.exit(0, 0, 0, None);
     assert_eq!(rig.group.phase(), Phase::Running, "one has ended well, the other runs on");
     rig.exit(1, 1, 0, None);
@@ -213,7 +213,7 @@ fn a_job_goes_from_pending_to_succeeded() {
 fn nobody_hears_of_a_generation_that_is_not_on_the_disk() {
     let mut rig = Rig::new(config(1, 0), Memory::default());
     rig.register(0);
-    rig.to_running();
+    rig.reach_running();
     rig.disk = false;
     rig.fail(0, CauseKind::Signal, "x");
     assert_eq!(rig.group.phase(), Phase::Fencing);
@@ -258,7 +258,7 @@ fn a_failed_rank_costs_one_restart_until_there_are_none() {
         assert_eq!(rig.group.phase(), Phase::Fencing);
         rig.fenced_all();
         assert_eq!(rig.group.view().restarts, restart);
-        rig.to_running();
+        rig.reach_running();
     }
     rig.fail(1, CauseKind::Signal, "killed");
     rig.fenced_all();
@@ -271,7 +271,7 @@ fn the_same_exception_at_the_same_step_is_not_tried_a_third_time() {
     let mut rig = Rig::running(config(1, 0));
     rig.fail(0, CauseKind::Exception, "ValueError");
     rig.fenced_all();
-    rig.to_running();
+    rig.reach_running();
     rig.fail(0, CauseKind::Exception, "ValueError");
     rig.fenced_all();
     assert_eq!(rig.group.phase(), Phase::Failed);
@@ -349,7 +349,7 @@ fn an_elastic_job_goes_on_with_fewer_after_the_last_call() {
     rig.pids.remove(&1);
     rig.pass(rig.group.config.timing.last_call + Duration::from_secs(1));
     assert_eq!(rig.group.phase(), Phase::Preflight);
-    rig.to_running();
+    rig.reach_running();
     assert_eq!((rig.group.view().world_size, rig.group.seats.clone()), (2, vec![WorkerId(0), WorkerId(2)]));
 }
 
@@ -389,7 +389,7 @@ fn a_commit_is_announced_when_it_is_on_the_disk_and_a_restart_begins_there() {
     assert!(rig.was_told(0, is_commit) && rig.was_told(1, is_commit));
     rig.fail(0, CauseKind::Signal, "x");
     rig.fenced_all();
-    rig.to_running();
+    rig.reach_running();
     let starts_there = |message: &ToWorker| matches!(message, ToWorker::Assign(a) if a.generation == Generation(2) && a.start_step == Step(4));
     assert!(rig.was_told(1, starts_there));
 }

@@ -378,7 +378,7 @@ impl Rig {
         }
         if !agent.is_welcome {
             let registration = agent.registration();
-            self.register(worker, registration);
+            self.register(worker, &registration);
         }
         self.with_agent(pid, |agent, out| {
             agent.step(program, out);
@@ -387,7 +387,7 @@ impl Rig {
         self.at(now + BEAT, Due::Beat(pid));
     }
 
-    fn register(&mut self, worker: WorkerId, registration: Registration) {
+    fn register(&mut self, worker: WorkerId, registration: &Registration) {
         if self.cut_off.contains(&worker) {
             return;
         }
