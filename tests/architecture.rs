@@ -24,6 +24,7 @@ const PURE: &[&str] = &[
     "datapath/src/session/",
     "datapath/src/wire.rs",
     "datapath/src/wire/",
+    "datapath/src/loader/plan.rs",
     "launcher/src/job.rs",
     "launcher/src/job/",
     "launcher/src/placement.rs",
@@ -31,10 +32,15 @@ const PURE: &[&str] = &[
     "launcher/src/rendezvous/group/",
     "launcher/src/topology.rs",
     "worker/src/agent/machine.rs",
+    "worker/src/agent/machine/",
+    "worker/src/environment.rs",
     "worker/src/evidence.rs",
+    "worker/src/evidence/",
     "worker/src/rendezvous/message.rs",
     "worker/src/torch_store/protocol.rs",
+    "worker/src/torch_store/protocol/",
     "worker/src/torch_store/table.rs",
+    "worker/src/torch_store/table/",
     "worker/src/units.rs",
 ];
 
