@@ -30,6 +30,23 @@ pub fn find(user: &User) -> Vec<String> {
         found.extend(folder.flatten().map(|entry| format!("temporary file {}", entry.path().display())));
     }
     found.extend(sockets_with_a_path(user));
+    found.extend(unfinished_files(user));
+    found
+}
+
+/// What workers keep among the logs while they live: hidden files, and folders that nothing was put into.
+fn unfinished_files(user: &User) -> Vec<String> {
+    let list = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut found = Vec::new();
+    for job in list(&user.state().join("jobs")) {
+        for entry in list(&job.path().join("logs")) {
+            let path = entry.path();
+            let is_hidden = entry.file_name().to_string_lossy().starts_with('.');
+            if is_hidden || path.is_dir() && list(&path).next().is_none() {
+                found.push(format!("left among the logs: {}", path.display()));
+            }
+        }
+    }
     found
 }
 

@@ -8,6 +8,7 @@
 mod bad_input;
 mod faults;
 mod order;
+mod ranks;
 mod train;
 
 use libtest_mimic::{Arguments, Trial};
@@ -16,11 +17,12 @@ fn main() -> std::process::ExitCode {
     let mut arguments = Arguments::from_args();
     // A story is several processes already; two at a time keep a small machine busy and not drowned.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(2));
-    let stories: Vec<Trial> = [train::STORIES, order::STORIES, faults::STORIES, bad_input::STORIES]
-        .concat()
-        .into_iter()
-        .map(trial)
-        .collect();
+    let stories: Vec<Trial> =
+        [train::STORIES, order::STORIES, faults::STORIES, ranks::STORIES, bad_input::STORIES]
+            .concat()
+            .into_iter()
+            .map(trial)
+            .collect();
     libtest_mimic::run(&arguments, stories).exit_code()
 }
 

@@ -3,7 +3,9 @@
 mod data;
 mod examine;
 mod machine;
+mod meeting;
 mod preflight;
+mod rotate;
 mod shell;
 
 use std::collections::BTreeMap;

@@ -45,7 +45,8 @@ pub struct WorkerConfig {
     pub checkpoint_folder: PathBuf,
     /// Put in front of the ranks' `PYTHONPATH`.
     pub python_folder: PathBuf,
-    /// No acknowledged step (or, without data, no end of start-up) for this long is a hang; none: never.
+    /// A rank that acknowledges no step for this long hangs; its first one is counted from its start. None: never,
+    /// and without data there are no steps to watch.
     pub hang_ms: Option<u64>,
 }
 
@@ -61,6 +62,22 @@ pub struct RunConfig {
     pub workdir: PathBuf,
     /// Processes of this worker.
     pub ranks_per_worker: u32,
+    /// What the ranks join with.
+    #[serde(default)]
+    pub framework: Framework,
+}
+
+/// What a program joins its peers with, so what its environment tells it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Framework {
+    /// Something of its own, out of rank, world size and the store's address.
+    None,
+    /// PyTorch: what torchrun sets, and settings that make failures explain themselves.
+    #[default]
+    Torch,
+    /// JAX: a coordinator that process 0 serves.
+    Jax,
 }
 
 /// The data set and its order.

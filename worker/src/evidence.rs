@@ -43,6 +43,10 @@ const PEER_SIGNS: [&str; 16] = [
     "Connection timed out",
 ];
 
+/// For a rank that failed while the kernel killed something else in its control group.
+const CHILD_OOM: &str =
+    "meanwhile the kernel killed a process here for want of memory, perhaps one of this rank's";
+
 /// All that was seen of one rank's end.
 #[derive(Clone, Debug)]
 pub struct Observation<'a> {
@@ -74,6 +78,9 @@ pub fn judge(seen: &Observation<'_>) -> Option<Evidence> {
     } else {
         cause_of(seen, raised.as_deref())
     };
+    // A data loader's process, say: the rank itself lived to complain.
+    let hint =
+        if hint.is_empty() && seen.oom_counted && cause == CauseKind::Exception { CHILD_OOM } else { hint };
     // What the program itself advises is closer to the matter than what we can guess.
     let hint =
         Some(hint).filter(|_| cause != CauseKind::Exception).or_else(|| own_hint(seen.log)).unwrap_or(hint);
@@ -208,15 +215,26 @@ fn error_file_message(text: &str) -> Option<String> {
 
 /// The exception under the last traceback of a Python program: the first line after it that is not indented.
 fn last_exception(log: &str) -> Option<String> {
-    let start = log.rfind("Traceback (most recent call last):")?;
+    let start = last_traceback(log)?;
     let mut lines = log[start..].lines().skip(1).skip_while(|line| line.is_empty() || line.starts_with(' '));
     let first = lines.next()?.trim_end();
     Some(first.to_owned())
 }
 
+/// Where the last traceback begins that ended something: those of destructors, which the interpreter prints on its way
+/// out and goes on, do not count.
+fn last_traceback(log: &str) -> Option<usize> {
+    let starts = log.rmatch_indices("Traceback (most recent call last):").map(|(start, _)| start);
+    let is_ignored = |start: &usize| {
+        let before = log[..*start].trim_end_matches('\n');
+        before[before.rfind('\n').map_or(0, |at| at + 1)..].starts_with("Exception ignored in")
+    };
+    starts.into_iter().find(|start| !is_ignored(start))
+}
+
 /// The line `hint: …` below the last traceback, as our own package's errors have it.
 fn own_hint(log: &str) -> Option<&str> {
-    let start = log.rfind("Traceback (most recent call last):")?;
+    let start = last_traceback(log)?;
     let hint = log[start..].lines().find_map(|line| line.strip_prefix("hint: "))?;
     Some(hint.trim()).filter(|hint| hint.len() <= MESSAGE_CHARS_MAX)
 }

@@ -1,5 +1,6 @@
-//! What this host has: CPUs, NUMA nodes, memory, and which host it is.
+//! What this host has: CPUs, NUMA nodes, memory, interfaces, and which host it is.
 
+pub mod interface;
 pub mod sysfs;
 
 use std::path::Path;

@@ -271,9 +271,11 @@ pub fn refuse_what_this_build_lacks(job: &Job) -> Result<(), Failure> {
         }
     }
     match job.run.framework {
-        Framework::Mpi => lacks.push(("spec.run.framework: mpi", "torch or none")),
-        Framework::Jax => lacks.push(("spec.run.framework: jax", "torch or none")),
-        Framework::None | Framework::Torch => {}
+        Framework::Mpi => lacks.push((
+            "spec.run.framework: mpi",
+            "torch, jax or none (MPI's own launcher starts its ranks and would need an agent on each host)",
+        )),
+        Framework::None | Framework::Torch | Framework::Jax => {}
     }
     if job.queue.is_some() {
         lacks.push(("spec.queue", "no queue with --on local"));

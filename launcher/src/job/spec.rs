@@ -395,7 +395,7 @@ impl Default for RestartsSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HangSpec {
-    /// No step for this long is a hang; default: never.
+    /// No step for this long is a hang (a rank's first step counts from its start); needs `data`. Default: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<DurationText>,
 }

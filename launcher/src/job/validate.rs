@@ -33,6 +33,9 @@ const OWN_VARIABLES: [&str; 10] = [
     "MASTER_PORT",
 ];
 
+/// Those that it sets besides where the framework is jax.
+const JAX_VARIABLES: [&str; 3] = ["JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"];
+
 /// Every contradiction and impossible value in fields whose shape is right.
 #[must_use]
 pub fn check(root: &Node, shape: &Shape) -> Vec<Fault> {
@@ -116,12 +119,13 @@ impl<'a> Rules<'a> {
         if let Some((node, _)) = self.text("spec.run.workdir") {
             self.without_nul("spec.run.workdir", std::iter::once(node));
         }
+        let is_jax = self.text("spec.run.framework").is_some_and(|(_, framework)| framework == "jax");
         for entry in entries(self.find("spec.run.env")) {
             let path = join("spec.run.env", &entry.key);
             let name = entry.key.as_str();
             if name.is_empty() || name.contains(['=', '\0']) {
                 self.fault(&entry.place, &path, "is no name for a variable", "it has no = and is not empty");
-            } else if is_own_variable(name) {
+            } else if is_own_variable(name) || is_jax && JAX_VARIABLES.contains(&name) {
                 self.fault(&entry.place, &path, "is set by Slipway for every rank", "remove it");
             }
             if matches!(&entry.node.value, Value::Text(text) if text.contains('\0')) {
@@ -289,6 +293,12 @@ impl<'a> Rules<'a> {
                 let message = "is no shorter than spec.restarts.window, so restarts would never run out";
                 self.fault(&place, "spec.restarts.backoff", message, "shorten it or lengthen the window");
             }
+        }
+        if let (Some((node, _)), true) = (self.text("spec.hang.timeout"), self.is_known_absent("spec.data")) {
+            let message = "has no meaning without spec.data: steps are seen only where they are fed";
+            let hint =
+                "remove it, or let spec.data feed the ranks; torch's own collectives have a timeout, too";
+            self.fault(&node.place, "spec.hang.timeout", message, hint);
         }
         if millis(self, "spec.hang.timeout", u128::MAX).is_some_and(|timeout| timeout < HANG_MS_MIN) {
             let place = self.place("spec.hang.timeout");

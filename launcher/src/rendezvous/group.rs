@@ -251,8 +251,6 @@ pub struct Group {
     counters_of_the_gone: Counters,
     last_record: RecordId,
     persisted: RecordId,
-    /// Commits that are not on the disk yet.
-    unannounced: Vec<(RecordId, worker::units::Step)>,
     /// The last generation's ranks and numbers, once the job has ended.
     last_ranks: Vec<RankView>,
     ended: Option<GroupSummary>,
@@ -280,7 +278,6 @@ impl Group {
             counters_of_the_gone: Counters::default(),
             last_record: RecordId(0),
             persisted: RecordId(0),
-            unannounced: Vec::new(),
             last_ranks: Vec::new(),
             ended: None,
             stop_grace: config.timing.stop_grace,
@@ -303,7 +300,6 @@ impl Group {
             Event::Gone { worker, pid, how } => self.gone(worker, pid, &how, now),
             Event::Persisted(id) => {
                 self.persisted = self.persisted.max(id);
-                self.announce_commits();
                 self.record_is_safe(now);
             }
             Event::Swept { generation, workers } => self.swept(generation, &workers, now),
@@ -345,7 +341,7 @@ impl Group {
             ToLauncher::Started { generation, pids } => self.started(worker, generation, pids, now),
             ToLauncher::Heartbeat { generation, progress, counters } => {
                 self.counters.insert(worker, counters);
-                self.progress(worker, generation, &progress);
+                self.progress(worker, generation, &progress, now);
                 self.remind(worker, now.elapsed);
             }
             ToLauncher::Exited { generation, rank, status, evidence } => {

@@ -129,8 +129,6 @@ impl Machine {
             ToWorker::Fence { generation, grace_ms } => {
                 self.on_fence(generation, Duration::from_millis(grace_ms))
             }
-            // Nothing here is kept for older steps.
-            ToWorker::CommittedByAll { .. } => {}
             _ if self.ending.is_some() => {}
             ToWorker::Gather { generation } => self.on_gather(generation),
             ToWorker::Assign(assignment) => self.on_assign(assignment),
@@ -257,6 +255,9 @@ impl Machine {
                 self.send(Some(ToLauncher::StoreOpen { generation, address }));
             }
             Event::Started { pids, .. } => {
+                if let Some(assignment) = run.assignment.as_ref().filter(|_| self.has_data) {
+                    run.progress.watch(&assignment.ranks, now);
+                }
                 run.started = Some(pids);
                 let started = run.started_message();
                 self.send(started);

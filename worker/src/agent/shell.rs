@@ -6,24 +6,26 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use tokio::sync::{mpsc, watch};
 
 use super::data::{DataSide, RankFeed};
 use super::machine::{Action, Event, Stuck};
-use super::{Outcome, examine, preflight};
-use crate::config::{WorkerConfig, chain};
+use super::meeting::Meeting;
+use super::{Outcome, examine, preflight, rotate};
+use crate::config::WorkerConfig;
 use crate::environment::{self, Inputs};
 use crate::evidence::{self, Observation};
+use crate::host::interface;
 use crate::rendezvous::client::Client;
 use crate::rendezvous::message::{
     Assignment, CauseKind, Evidence, ExitStatus, PreflightFault, Registration, ToLauncher,
 };
 use crate::supervisor::{Family, Launch, RankExit, RankProcess, Supervisor, SupervisorEvent};
-use crate::torch_store::{Limits, Server};
-use crate::units::{Generation, Rank, WorkerId};
-use crate::{affinity, sweep};
+use crate::units::{Generation, Rank};
+use crate::{affinity, files, sweep};
 
 /// Notes that wait for the agent's loop: a few per rank, and the feeds wait when it is full.
 const NOTES_MAX: usize = 1_024;
@@ -40,8 +42,8 @@ pub(super) enum Note {
     Supervisor(SupervisorEvent),
     /// The feeds of a generation are open.
     Entered(Generation, BTreeMap<Rank, RankFeed>),
-    /// The store of a generation is open.
-    StoreOpened(Generation, Server),
+    /// Where the ranks of a generation meet is open.
+    StoreOpened(Generation, Meeting),
     /// An action failed.
     Failed(Generation, PreflightFault),
 }
@@ -61,10 +63,13 @@ pub(super) struct Shell {
     /// Why there is no data plane although the job has data.
     data_fault: Option<PreflightFault>,
     feeds: BTreeMap<Rank, RankFeed>,
-    store: Option<(Generation, Server)>,
+    meeting: Option<(Generation, Meeting)>,
     /// This generation and all before are over: what still opens for them is closed at once.
     left: Generation,
-    errors: ErrorFolder,
+    /// Whose logs are growing.
+    ranks: Vec<Rank>,
+    /// Whether somebody looks at the logs' lengths now.
+    rotating: Arc<AtomicBool>,
     oom_kills: u64,
 }
 
@@ -91,8 +96,9 @@ impl Shell {
             Ok(data) => (data.map(Arc::new), None),
             Err(fault) => (None, Some(fault)),
         };
+        // What a killed worker of the same number left.
+        remove_leftovers(&config);
         let shell = Self {
-            errors: ErrorFolder::new(&config.log_folder, config.worker),
             config: Arc::new(config),
             inherited: Arc::new(inherited),
             notes,
@@ -102,8 +108,10 @@ impl Shell {
             data,
             data_fault,
             feeds: BTreeMap::new(),
-            store: None,
+            meeting: None,
             left: Generation::default(),
+            ranks: Vec::new(),
+            rotating: Arc::new(AtomicBool::new(false)),
             oom_kills: 0,
         };
         Ok((shell, inbox))
@@ -123,10 +131,10 @@ impl Shell {
                 }
                 Event::Entered { generation }
             }
-            Note::StoreOpened(generation, server) => {
-                let address = server.local_addr();
+            Note::StoreOpened(generation, meeting) => {
+                let address = meeting.address();
                 if generation > self.left {
-                    self.store = Some((generation, server));
+                    self.meeting = Some((generation, meeting));
                 }
                 Event::StoreOpened { generation, address }
             }
@@ -155,6 +163,7 @@ impl Shell {
             Action::Heartbeat(session, generation, progress) => {
                 let counters = self.data.as_ref().map(|data| data.counters()).unwrap_or_default();
                 self.send(session, ToLauncher::Heartbeat { generation, progress, counters });
+                self.rotate_logs();
             }
             Action::Running(running) => {
                 self.registration.send_modify(|registration| registration.running = running);
@@ -175,12 +184,12 @@ impl Shell {
     /// Lets go of everything, in the order in which nothing can speak of what is gone. `inbox` is closed first, so
     /// that no thread waits for its reader.
     pub(super) async fn close(self, inbox: mpsc::Receiver<Note>) {
-        let Self { client, supervisor, data, feeds, store, errors, .. } = self;
+        let Self { client, supervisor, data, feeds, meeting, config, .. } = self;
         drop(inbox);
         drop(supervisor);
         drop(feeds);
-        drop(store);
-        drop(errors);
+        drop(meeting);
+        remove_leftovers(&config);
         client.close().await;
         if let Some(data) = data.and_then(Arc::into_inner) {
             data.close().await;
@@ -217,17 +226,11 @@ impl Shell {
     }
 
     fn open_store(&self, generation: Generation, world_size: u32) {
-        let (bind, notes) = (self.config.bind, self.notes());
+        let (config, notes) = (Arc::clone(&self.config), self.notes());
         tokio::task::spawn_blocking(move || {
-            let note = match Server::open(bind, Limits::default()) {
-                Ok(mut server) => {
-                    server.world(world_size);
-                    Note::StoreOpened(generation, server)
-                }
-                Err(error) => Note::Failed(
-                    generation,
-                    preflight::fault("store_failed", format!("cannot open the store: {}", chain(&error)), ""),
-                ),
+            let note = match Meeting::open(config.run.framework, config.bind, world_size) {
+                Ok(meeting) => Note::StoreOpened(generation, meeting),
+                Err(fault) => Note::Failed(generation, fault),
             };
             let _ = notes.blocking_send(note);
         });
@@ -239,32 +242,41 @@ impl Shell {
         let cpus = if self.config.cpus.is_empty() { &[][..] } else { &facts.cpus };
         let plan = affinity::plan(cpus, &facts.numa, assignment.ranks.len());
         self.oom_kills = examine::oom_kills(Path::new("/"));
-        if let Err(error) = self.errors.make() {
-            tracing::warn!(%error, "no folder for error files: exceptions are read from the logs");
+        let (logs, worker, generation) = (&self.config.log_folder, self.config.worker, assignment.generation);
+        let flight_folder = files::flight_folder(logs, generation, worker);
+        for folder in [&files::error_folder(logs, worker), &flight_folder] {
+            if let Err(error) = fs::create_dir_all(folder) {
+                tracing::warn!(%error, folder = %folder.display(), "ranks cannot leave what they know here");
+            }
         }
+        let interface = interface::of_address(Path::new("/"), self.config.bind);
+        self.ranks.clone_from(&assignment.ranks);
         let ranks = (0..).zip(&assignment.ranks).zip(plan).map(|((local_rank, rank), cpus)| {
-            let error_file = self.errors.file(assignment.generation, *rank);
+            let error_file = error_file(&self.config, generation, *rank);
             let env = environment::of_rank(&Inputs {
                 inherited: &self.inherited,
                 job_env: &self.config.run.env,
                 job: &self.config.job,
                 job_uid: &self.config.job_uid,
-                worker: self.config.worker,
+                worker,
+                framework: self.config.run.framework,
                 assignment,
                 local_rank,
                 rank: *rank,
                 master,
+                interface: interface.as_deref(),
                 cpus: &cpus,
                 data_socket: self.feeds.get(rank).map(|feed| feed.socket.as_str()),
                 error_file: &error_file,
+                flight_folder: &flight_folder,
                 checkpoint_folder: &self.config.checkpoint_folder,
                 python_folder: &self.config.python_folder,
             });
-            RankProcess { rank: *rank, env, cpus, log: log_of(&self.config, *rank) }
+            RankProcess { rank: *rank, env, cpus, log: files::rank_log(logs, *rank) }
         });
         self.supervisor.launch(Launch {
-            generation: assignment.generation,
-            cookie: sweep::cookie(&self.config.job_uid, assignment.generation, self.config.worker),
+            generation,
+            cookie: sweep::cookie(&self.config.job_uid, generation, worker),
             command: self.config.run.command.clone(),
             workdir: self.config.run.workdir.clone(),
             ranks: ranks.collect(),
@@ -274,7 +286,7 @@ impl Shell {
     fn examine(&self, exit: RankExit) {
         let (config, notes, oom_before) = (Arc::clone(&self.config), self.notes(), self.oom_kills);
         let RankExit { generation, rank, status, stopped_by_us, log_start } = exit;
-        let error_file = self.errors.file(generation, rank);
+        let error_file = error_file(&self.config, generation, rank);
         tokio::task::spawn_blocking(move || {
             let error_file = examine::error_file(&error_file);
             let evidence = evidence::judge(&Observation {
@@ -283,7 +295,7 @@ impl Shell {
                 stopped_by_us,
                 oom_counted: examine::oom_kills(Path::new("/")) > oom_before,
                 error_file: error_file.as_deref(),
-                log: &examine::log_end(&log_of(&config, rank), log_start),
+                log: &examine::log_end(&files::rank_log(&config.log_folder, rank), log_start),
                 seen_unix_ns: unix_ns(),
             });
             let _ = notes.blocking_send(Note::Event(Event::Examined { generation, rank, evidence }));
@@ -298,10 +310,14 @@ impl Shell {
                 rank: Some(rank),
                 cause: CauseKind::Hang,
                 seen_unix_ns: unix_ns(),
-                message: format!("no step for {:.1} s, the last one was {step}", quiet.as_secs_f64()),
-                hint: "the end of its log may show where; a longer hang_timeout lets slow steps pass"
+                message: match step {
+                    Some(step) => format!("no step for {:.1} s, the last one was {step}", quiet.as_secs_f64()),
+                    None => format!("no step in the {:.1} s since its start", quiet.as_secs_f64()),
+                },
+                hint: "the end of its log may show where; a longer spec.hang.timeout lets slow steps and a slow \
+                       start-up pass"
                     .to_owned(),
-                log_tail: evidence::tail(&examine::log_end(&log_of(&config, rank), 0)),
+                log_tail: evidence::tail(&examine::log_end(&files::rank_log(&config.log_folder, rank), 0)),
             };
             let _ = notes.blocking_send(Note::Event(Event::Trouble { generation, evidence }));
         });
@@ -310,15 +326,42 @@ impl Shell {
     fn leave(&mut self, generation: Generation) {
         self.left = self.left.max(generation);
         self.feeds.clear();
-        self.errors.remove();
-        if let Some((_, server)) = self.store.take_if(|(of, _)| *of <= generation) {
-            server.close();
+        self.ranks.clear();
+        remove_leftovers(&self.config);
+        if let Some((_, meeting)) = self.meeting.take_if(|(of, _)| *of <= generation) {
+            meeting.close();
         }
+    }
+
+    /// Keeps the logs of the running ranks within their bound; one look at a time.
+    fn rotate_logs(&self) {
+        if self.ranks.is_empty() || self.rotating.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (config, ranks, rotating) =
+            (Arc::clone(&self.config), self.ranks.clone(), Arc::clone(&self.rotating));
+        tokio::task::spawn_blocking(move || {
+            for rank in ranks {
+                let log = files::rank_log(&config.log_folder, rank);
+                let by_way_of = files::rotating_log(&config.log_folder, config.worker, rank);
+                if let Err(error) = rotate::rotate_if_long(&log, &by_way_of, rotate::RANK_LOG_BYTES_MAX) {
+                    tracing::warn!(%error, %rank, "cannot shorten a rank's log");
+                }
+            }
+            rotating.store(false, Ordering::Release);
+        });
     }
 }
 
-fn log_of(config: &WorkerConfig, rank: Rank) -> PathBuf {
-    config.log_folder.join(format!("rank-{rank}.log"))
+/// Where a rank may leave torch's error file.
+fn error_file(config: &WorkerConfig, generation: Generation, rank: Rank) -> PathBuf {
+    files::error_folder(&config.log_folder, config.worker).join(format!("{generation}-{rank}.json"))
+}
+
+fn remove_leftovers(config: &WorkerConfig) {
+    if let Err(error) = files::remove_leftovers(&config.log_folder, config.worker) {
+        tracing::warn!(%error, "cannot remove what ranks left in the log folder");
+    }
 }
 
 /// The wall clock, for evidence that is compared between hosts.
@@ -326,40 +369,4 @@ pub(super) fn unix_ns() -> u64 {
     #[expect(clippy::disallowed_methods, reason = "a shell: evidence carries the time at which it was seen")]
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Where the ranks leave torch's error files; removed with each generation and at the end.
-#[derive(Debug)]
-struct ErrorFolder(PathBuf);
-
-impl ErrorFolder {
-    /// Removes what a killed worker of the same number left.
-    fn new(log_folder: &Path, worker: WorkerId) -> Self {
-        let folder = Self(log_folder.join(format!(".errors-{worker}")));
-        folder.remove();
-        folder
-    }
-
-    fn make(&self) -> std::io::Result<()> {
-        fs::create_dir_all(&self.0)
-    }
-
-    fn file(&self, generation: Generation, rank: Rank) -> PathBuf {
-        self.0.join(format!("{generation}-{rank}.json"))
-    }
-
-    fn remove(&self) {
-        match fs::remove_dir_all(&self.0) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(%error, folder = %self.0.display(), "cannot remove the error files");
-            }
-            _ => {}
-        }
-    }
-}
-
-impl Drop for ErrorFolder {
-    fn drop(&mut self) {
-        self.remove();
-    }
 }

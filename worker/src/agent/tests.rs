@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::*;
-use crate::config::RunConfig;
+use crate::config::{Framework, RunConfig};
 use crate::rendezvous::message::{Assignment, CauseKind, ExitStatus, ToLauncher, ToWorker};
 use crate::rendezvous::testing::{PATIENCE, Peer, accept, authority, listen};
 use crate::sweep::find;
@@ -66,6 +66,7 @@ fn config(folder: &Path, uid: &str, launcher: SocketAddr, script: &str) -> Worke
             env: BTreeMap::from([("FOLDER".into(), folder.display().to_string())]),
             workdir: folder.to_owned(),
             ranks_per_worker: 2,
+            framework: Framework::Torch,
         },
         cpus: Vec::new(),
         data: None,

@@ -43,8 +43,12 @@ fn codes() {
     let reset = "Traceback (most recent call last):\n  File \"t.py\"\nRuntimeError: \
                  [../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711\n";
     let store = "Traceback (most recent call last):\n  x\ntorch.distributed.DistNetworkError: failed\n";
+    let at_exit = "Traceback (most recent call last):\n  File \"t.py\"\nValueError: real\n\
+                   Exception ignored in: <function Pool.__del__ at 0x7f>\nTraceback (most recent call last):\n  File \"p\"\n\
+                   ResourceWarning: late\n";
     let cases = [
         (0, "", "success"),
+        (1, at_exit, "Exception | ValueError: real | -"),
         (1, traceback, "Exception | ValueError: no such label | -"),
         (1, chained, "Exception | my.pkg.Failure: second | -"),
         (

@@ -281,13 +281,6 @@ pub enum ToWorker {
         /// From SIGTERM to SIGKILL.
         grace_ms: u64,
     },
-    /// The steps that every rank has committed: nothing before this will be asked for again.
-    CommittedByAll {
-        /// The generation.
-        generation: Generation,
-        /// Steps done.
-        step: Step,
-    },
     /// The job is over: exit.
     Finish,
 }

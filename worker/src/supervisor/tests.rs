@@ -232,10 +232,9 @@ fn ranks_are_bound_to_their_cpus() {
     assert!(log.ends_with(&format!("Cpus_allowed_list:\t{cpu}\n")), "{log}");
 }
 
-/// Not a test of its own: the process that [`ranks_die_with_a_killed_worker`] kills.
+/// Tests nothing: the process that [`ranks_die_with_a_killed_worker`] starts and kills. Returns at once elsewhere.
 #[test]
-#[ignore = "run by ranks_die_with_a_killed_worker in a process of its own"]
-fn a_worker_to_kill() {
+fn helper_process_a_worker_to_kill() {
     let Some(uid) = std::env::var_os("SLIPWAY_TEST_UID") else { return };
     let uid = uid.into_string().unwrap();
     let bench = Bench { uid, ..bench("victim") };
@@ -250,7 +249,7 @@ fn a_worker_to_kill() {
 fn ranks_die_with_a_killed_worker() {
     let uid = format!("supervisor-killed-{}", std::process::id());
     let mut worker = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "supervisor::tests::a_worker_to_kill", "--ignored", "--nocapture"])
+        .args(["--exact", "supervisor::tests::helper_process_a_worker_to_kill", "--nocapture"])
         .env("SLIPWAY_TEST_UID", &uid)
         .stdout(Stdio::piped())
         .spawn()

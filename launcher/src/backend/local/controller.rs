@@ -87,8 +87,12 @@ pub(super) async fn run(
     let begun = Entry::Controller { pid: std::process::id(), workers: setup.job.workers.count.get() };
     journal.append(unix_ms(), &begun, false).map_err(cannot_write)?;
     let program = this_program().map_err(|error| internal(&error))?;
-    let (processes, process_events) =
-        Processes::new(program, setup.uid.clone(), usize::try_from(total).unwrap_or(usize::MAX));
+    let (processes, process_events) = Processes::new(
+        program,
+        setup.uid.clone(),
+        usize::try_from(total).unwrap_or(usize::MAX),
+        folder.logs(),
+    );
     let group = Group::new(setup.group_config(), setup.memory.clone());
     let reporter = Reporter::new(folder.clone(), &setup, events);
     let controller = Controller {

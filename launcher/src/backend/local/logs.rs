@@ -1,12 +1,14 @@
-//! Reading a job's logs, once or for as long as it runs.
+//! Reading a job's logs, once or for as long as it runs. A rank's log that grew too long has its older part in a file
+//! beside it, which comes first; when that happens under a reader's eyes, what was not read yet is read from there.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use worker::files::previous_log;
 use worker::units::Rank;
 
 use super::folder::Folder;
@@ -93,7 +95,11 @@ struct Log {
     path: PathBuf,
     rank: Option<Rank>,
     name: String,
+    /// The older part, until it is read.
+    previous: Option<BufReader<File>>,
     file: BufReader<File>,
+    /// How far `file` was read, in bytes.
+    position: u64,
     /// The beginning of a line that is not complete.
     partial: Vec<u8>,
     /// Lines that are read and not sent.
@@ -103,9 +109,19 @@ struct Log {
 impl Log {
     fn open(path: PathBuf, tail: Option<u64>) -> io::Result<Self> {
         let file = BufReader::new(File::open(&path)?);
+        let previous = File::open(previous_log(&path)).ok().map(BufReader::new);
         let name = path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let rank = rank_of(&path);
-        let mut log = Self { path, rank, name, file, partial: Vec::new(), ready: VecDeque::new() };
+        let mut log = Self {
+            path,
+            rank,
+            name,
+            previous,
+            file,
+            position: 0,
+            partial: Vec::new(),
+            ready: VecDeque::new(),
+        };
         if let Some(tail) = tail {
             let keep = usize::try_from(tail).unwrap_or(TAIL_LINES_MAX).min(TAIL_LINES_MAX);
             while let Some(line) = log.read_line(false)? {
@@ -128,10 +144,7 @@ impl Log {
     }
 
     fn read_line(&mut self, is_over: bool) -> io::Result<Option<String>> {
-        let room = LINE_BYTES_MAX.saturating_sub(self.partial.len());
-        let limit = u64::try_from(room).unwrap_or(u64::MAX);
-        let mut bounded = io::Read::take(&mut self.file, limit);
-        bounded.read_until(b'\n', &mut self.partial)?;
+        while self.read_part()? {}
         let is_complete = self.partial.last() == Some(&b'\n');
         let is_full = self.partial.len() >= LINE_BYTES_MAX;
         if !(is_complete || is_full || is_over && !self.partial.is_empty()) {
@@ -143,6 +156,38 @@ impl Log {
         let text = String::from_utf8_lossy(&self.partial).into_owned();
         self.partial.clear();
         Ok(Some(text))
+    }
+
+    /// Goes on with the line. Whether there may be more of it: the file ended, and another one follows.
+    fn read_part(&mut self) -> io::Result<bool> {
+        let room = LINE_BYTES_MAX.saturating_sub(self.partial.len());
+        let room = u64::try_from(room).unwrap_or(u64::MAX);
+        if let Some(previous) = &mut self.previous {
+            let read = io::Read::take(previous, room).read_until(b'\n', &mut self.partial)?;
+            let has_ended = read == 0 && room > 0;
+            if has_ended {
+                self.previous = None;
+            }
+            return Ok(has_ended || read > 0 && self.line_is_open());
+        }
+        let read = io::Read::take(&mut self.file, room).read_until(b'\n', &mut self.partial)?;
+        self.position += u64::try_from(read).unwrap_or(u64::MAX);
+        if read > 0 || room == 0 || self.file.get_ref().metadata()?.len() >= self.position {
+            return Ok(false);
+        }
+        // It was cut; what was in it lies at the same place of the older part now.
+        if let Ok(previous) = File::open(previous_log(&self.path)) {
+            let mut previous = BufReader::new(previous);
+            previous.seek(SeekFrom::Start(self.position))?;
+            self.previous = Some(previous);
+        }
+        self.file.rewind()?;
+        self.position = 0;
+        Ok(true)
+    }
+
+    fn line_is_open(&self) -> bool {
+        self.partial.last() != Some(&b'\n') && self.partial.len() < LINE_BYTES_MAX
     }
 }
 
@@ -173,6 +218,28 @@ mod tests {
         file.write_all(b"c\nd").unwrap();
         assert_eq!(all(&mut log, false), ["bc"]);
         assert_eq!(all(&mut log, true), ["d"]);
+    }
+
+    #[test]
+    fn the_older_part_of_a_log_comes_first_and_a_line_may_lie_in_both() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rank-3.log");
+        fs::write(previous_log(&path), "a\nb").unwrap();
+        fs::write(&path, "c\nd\n").unwrap();
+        let open = |tail| Log::open(path.clone(), tail).unwrap();
+        assert_eq!(all(&mut open(None), true), ["a", "bc", "d"]);
+        assert_eq!(all(&mut open(Some(2)), true), ["bc", "d"]);
+    }
+
+    #[test]
+    fn a_log_that_is_cut_while_it_is_followed_is_read_on_from_its_older_part() {
+        let (_folder, mut log) = log("a\nb\nc", None);
+        assert_eq!(all(&mut log, false), ["a", "b"]);
+        fs::write(previous_log(&log.path), "a\nb\ncd\ne\nf").unwrap();
+        let mut file = fs::OpenOptions::new().write(true).truncate(true).open(&log.path).unwrap();
+        assert_eq!(all(&mut log, false), ["cd", "e"]);
+        file.write_all(b"g\nh\n").unwrap();
+        assert_eq!(all(&mut log, false), ["fg", "h"]);
     }
 
     #[test]

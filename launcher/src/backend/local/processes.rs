@@ -37,6 +37,7 @@ pub(super) struct Processes {
     program: PathBuf,
     job_uid: String,
     total: usize,
+    logs: PathBuf,
     running: BTreeMap<WorkerId, Running>,
     events: mpsc::Sender<ProcessEvent>,
 }
@@ -49,14 +50,16 @@ struct Running {
 }
 
 impl Processes {
-    /// None yet; `program` is this one's path, `total` the number of workers, spares included.
+    /// None yet; `program` is this one's path, `total` the number of workers, spares included, `logs` the folder that
+    /// they and their ranks leave files in.
     pub(super) fn new(
         program: PathBuf,
         job_uid: String,
         total: usize,
+        logs: PathBuf,
     ) -> (Self, mpsc::Receiver<ProcessEvent>) {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
-        (Self { program, job_uid, total, running: BTreeMap::new(), events }, receiver)
+        (Self { program, job_uid, total, logs, running: BTreeMap::new(), events }, receiver)
     }
 
     /// Starts a worker and returns its process id.
@@ -84,7 +87,8 @@ impl Processes {
         Ok(pid)
     }
 
-    /// Kills these workers and all that carries their cookie, and tells when that is done.
+    /// Kills these workers and all that carries their cookie, removes the files that only a living worker removes, and
+    /// tells when that is done.
     pub(super) fn sweep(&self, generation: Generation, workers: Vec<WorkerId>) {
         let mut gone = Vec::new();
         for worker in &workers {
@@ -100,14 +104,23 @@ impl Processes {
         } else {
             workers.iter().map(|worker| worker::sweep::cookie(&self.job_uid, generation, *worker)).collect()
         };
-        let events = self.events.clone();
+        let (events, logs) = (self.events.clone(), self.logs.clone());
         tokio::spawn(async move {
             for mut gone in gone {
                 // An error means that the watcher is gone, so the process is, too.
                 let _ = gone.wait_for(|gone| *gone).await;
             }
+            let left_by = workers.clone();
             let swept = tokio::task::spawn_blocking(move || {
-                cookies.iter().map(|cookie| worker::sweep::kill_all(cookie)).collect::<io::Result<Vec<_>>>()
+                let killed = cookies.iter().map(|cookie| worker::sweep::kill_all(cookie));
+                let killed = killed.collect::<io::Result<Vec<_>>>();
+                // After the kill: nobody writes there any more.
+                for worker in left_by {
+                    if let Err(error) = worker::files::remove_leftovers(&logs, worker) {
+                        tracing::warn!(%error, %worker, "cannot remove what a killed worker left");
+                    }
+                }
+                killed
             });
             match swept.await {
                 Ok(Ok(killed)) => {

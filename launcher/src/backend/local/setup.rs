@@ -6,13 +6,14 @@ use std::num::NonZeroU64;
 
 use datapath::dataset::manifest;
 use datapath::transport::quic::tls::{Identity, fingerprint};
-use worker::config::{DataConfig, RunConfig, WorkerConfig};
+use worker::config::{self, DataConfig, RunConfig, WorkerConfig};
 use worker::units::{Generation, WorkerId};
 
 use super::folder::{Folder, replace};
 use super::prepare::Prepared;
 use crate::error::{ExitCode, Failure};
 use crate::job::Job;
+use crate::job::spec::Framework;
 use crate::placement::Placement;
 use crate::rendezvous::authority::LAUNCHER_NAME;
 use crate::rendezvous::group::{GroupConfig, Memory, RestartPolicy, Timing};
@@ -114,6 +115,7 @@ impl Setup {
                 env: job.run.env.clone(),
                 workdir: job.run.workdir.clone(),
                 ranks_per_worker: job.run.ranks_per_worker.get(),
+                framework: framework(job.run.framework),
             },
             cpus: place.cpus.clone(),
             data: job.data.as_ref().map(|data| DataConfig {
@@ -136,5 +138,14 @@ impl Setup {
     /// Whether an earlier controller has begun.
     pub(super) fn is_resumed(&self) -> bool {
         self.memory.generation > Generation(0)
+    }
+}
+
+/// What the ranks are told; a job that joins with MPI is refused before it comes here.
+fn framework(framework: Framework) -> config::Framework {
+    match framework {
+        Framework::Torch => config::Framework::Torch,
+        Framework::Jax => config::Framework::Jax,
+        Framework::None | Framework::Mpi => config::Framework::None,
     }
 }

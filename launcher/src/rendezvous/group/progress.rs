@@ -84,6 +84,17 @@ pub struct RankPosition {
     pub committed: Step,
 }
 
+/// A rank that ended well too early: others went on with steps of which its share was never consumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct EarlyLeaver {
+    /// The rank.
+    pub(super) rank: Rank,
+    /// The next step that it had not acknowledged.
+    pub(super) left_at: Step,
+    /// The next step that the furthest rank has not acknowledged.
+    pub(super) others_at: Step,
+}
+
 /// Where a generation begins.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Start {
@@ -207,6 +218,18 @@ impl Progress {
         self.ranks.iter().map(|rank| rank.next).min().unwrap_or(self.committed)
     }
 
+    /// The first of the ranks that have `exited` well whose share of a step that others made is lost. That all of them
+    /// stop before the end of the data is their own choice; and the last step that a rank was given may go
+    /// unacknowledged when it leaves, so one step of difference proves nothing.
+    pub(super) fn early_leaver(&self, exited: impl IntoIterator<Item = Rank>) -> Option<EarlyLeaver> {
+        let others_at = self.ranks.iter().map(|rank| rank.next).max()?;
+        exited.into_iter().find_map(|rank| {
+            let state = self.ranks.get(usize::try_from(rank.0).ok()?)?;
+            let is_behind = others_at.0 > state.next.0.saturating_add(1);
+            (is_behind && !state.ended).then_some(EarlyLeaver { rank, left_at: state.next, others_at })
+        })
+    }
+
     /// The values that the trainers reported; of a name that several ranks use, the lowest rank's.
     #[must_use]
     pub(super) fn reported(&self) -> BTreeMap<String, f64> {
@@ -322,6 +345,21 @@ mod tests {
         assert_eq!(next.totals().totals.digest, OrderDigest(5), "step 1 is forgotten: it comes again");
         assert_eq!(next.step(), Step(1));
         assert_eq!(next.work().samples, 8, "what was done is counted, also when it must be done again");
+    }
+
+    #[test]
+    fn a_rank_that_left_early_is_found_by_what_others_did_without_it() {
+        let mut progress = Progress::new(2, None, Start::default());
+        progress.take(&says(0, &[(0, 1), (1, 1)], None));
+        progress.take(&says(1, &[(0, 1)], None));
+        assert_eq!(progress.early_leaver([Rank(1)]), None, "its last step may not be acknowledged");
+        progress.take(&says(0, &[(2, 1)], None));
+        let expected = EarlyLeaver { rank: Rank(1), left_at: Step(1), others_at: Step(3) };
+        assert_eq!(progress.early_leaver([Rank(1)]), Some(expected));
+        assert_eq!(progress.early_leaver([Rank(0)]), None, "it is behind nobody");
+        assert_eq!(progress.early_leaver([]), None, "who has not left may follow");
+        progress.take(&RankProgress { ended: true, ..says(1, &[], None) });
+        assert_eq!(progress.early_leaver([Rank(1)]), None);
     }
 
     #[test]

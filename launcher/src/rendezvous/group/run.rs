@@ -10,7 +10,7 @@ use crate::backend::CauseCode;
 
 use super::evidence::{Cause, EVIDENCE_MAX, Observed, Verdict, first_cause, verdict};
 use super::memory::{Outcome, Record};
-use super::progress::Settled;
+use super::progress::{EarlyLeaver, Settled};
 use super::state::{Member, Next, Presence, State, World};
 use super::{Group, NO_PROCESS, Now};
 
@@ -97,7 +97,18 @@ impl Group {
         }
     }
 
-    pub(super) fn progress(&mut self, worker: WorkerId, generation: Generation, progress: &[RankProgress]) {
+    pub(super) fn progress(
+        &mut self,
+        worker: WorkerId,
+        generation: Generation,
+        progress: &[RankProgress],
+        now: Now,
+    ) {
+        self.take_progress(worker, generation, progress);
+        self.find_early_leaver(now);
+    }
+
+    fn take_progress(&mut self, worker: WorkerId, generation: Generation, progress: &[RankProgress]) {
         let Some(world) = self.seated(worker, generation) else { return };
         let before = world.progress.settled().epochs.clone();
         let mut committed = None;
@@ -120,21 +131,7 @@ impl Group {
             settled: Settled { totals: settled.totals, epochs: epochs.map(|(e, d)| (*e, *d)).collect() },
             work: world.progress.work(),
         };
-        let id = self.persist(record);
-        self.unannounced.push((id, step));
-    }
-
-    /// Tells the workers of commits that are on the disk.
-    pub(super) fn announce_commits(&mut self) {
-        let safe = self.unannounced.iter().rposition(|(id, _)| *id <= self.persisted);
-        let Some(last) = safe else { return };
-        let Some((_, step)) = self.unannounced.drain(..=last).next_back() else { return };
-        let Some(world) = self.world() else { return };
-        let generation = world.generation;
-        let seats: Vec<WorkerId> = world.seats.iter().map(|seat| seat.worker).collect();
-        for worker in seats {
-            self.send(worker, ToWorker::CommittedByAll { generation, step });
-        }
+        self.persist(record);
     }
 
     pub(super) fn exited(&mut self, worker: WorkerId, generation: Generation, exit: Exit, now: Now) {
@@ -146,9 +143,34 @@ impl Group {
         }
         world.exits.insert(rank, status);
         if status.is_success() && evidence.is_none() {
+            self.find_early_leaver(now);
             return self.finish_if_done(now);
         }
         let evidence = evidence.unwrap_or_else(|| unexplained(rank, status, now));
+        self.trouble(worker, generation, evidence, now);
+    }
+
+    /// A rank that returned 0 while others go on with the data has lost its share of it, and nobody else would say so.
+    fn find_early_leaver(&mut self, now: Now) {
+        let (State::Joining { world } | State::Running { world }) = &self.state else { return };
+        let exited = world.exits.iter().filter(|(_, status)| status.is_success()).map(|(rank, _)| *rank);
+        let Some(leaver) = world.progress.early_leaver(exited) else { return };
+        let Some(worker) = world.owner(leaver.rank).map(|seat| seat.worker) else { return };
+        let EarlyLeaver { rank, left_at, others_at } = leaver;
+        let generation = world.generation;
+        let evidence = Evidence {
+            rank: Some(rank),
+            cause: CauseKind::Exception,
+            seen_unix_ns: now.unix_ns,
+            message: format!(
+                "rank {rank} returned 0 at step {left_at}, before the end of its data, and others went on to step \
+                 {others_at}: its share of the steps between is lost"
+            ),
+            hint:
+                "every rank must go through the same steps; one that has nothing more to do stops when all do"
+                    .to_owned(),
+            log_tail: Vec::new(),
+        };
         self.trouble(worker, generation, evidence, now);
     }
 

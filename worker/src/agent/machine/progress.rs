@@ -29,15 +29,18 @@ struct RankWatch {
     end_is_news: bool,
     attached: bool,
     ended: bool,
-    /// When the last step was acknowledged, and which; none before the first.
-    last: Option<(Now, Step)>,
+    /// When it started, or its last step was acknowledged; none while it is not watched.
+    moved: Option<Now>,
+    /// The last step that was acknowledged.
+    last: Option<Step>,
 }
 
 /// A rank that makes no steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::agent) struct Stuck {
     pub(in crate::agent) rank: Rank,
-    pub(in crate::agent) step: Step,
+    /// The last step that it acknowledged; none before its first.
+    pub(in crate::agent) step: Option<Step>,
     pub(in crate::agent) quiet: Duration,
 }
 
@@ -49,12 +52,19 @@ impl Progress {
             FeedNews::Attached => watch.attached = true,
             FeedNews::Detached => watch.attached = false,
             FeedNews::Consumed(step) => {
-                watch.last = Some((now, step.step));
+                (watch.moved, watch.last) = (Some(now), Some(step.step));
                 watch.consumed.push(step);
             }
             FeedNews::Committed(step) => watch.committed = Some(step),
             FeedNews::Reported(values) => watch.reported.extend(values),
             FeedNews::Ended => (watch.ended, watch.end_is_news) = (true, true),
+        }
+    }
+
+    /// From now on every one of these ranks is expected to make steps: its start-up counts as the first one's time.
+    pub(super) fn watch(&mut self, ranks: &[Rank], now: Now) {
+        for rank in ranks {
+            self.ranks.entry(*rank).or_default().moved.get_or_insert(now);
         }
     }
 
@@ -96,7 +106,7 @@ impl Progress {
         self.sent.iter().map(|(_, progress)| progress)
     }
 
-    /// Of the ranks that have made a step but none for `limit`, the one that is furthest behind.
+    /// Of the ranks that have made no step for `limit`, the one that is furthest behind: first those without any.
     pub(super) fn stuck(&self, limit: Duration, now: Now, lives: impl Fn(Rank) -> bool) -> Option<Stuck> {
         let watched = self.watched(lives).filter(|(_, at, _)| *at + limit <= now);
         let (rank, at, step) = watched.min_by_key(|(rank, at, step)| (*step, *at, *rank))?;
@@ -108,11 +118,11 @@ impl Progress {
         self.watched(lives).map(|(_, at, _)| at + limit).min()
     }
 
-    fn watched(&self, lives: impl Fn(Rank) -> bool) -> impl Iterator<Item = (Rank, Now, Step)> {
+    fn watched(&self, lives: impl Fn(Rank) -> bool) -> impl Iterator<Item = (Rank, Now, Option<Step>)> {
         self.ranks
             .iter()
             .filter(move |(rank, watch)| !watch.ended && lives(**rank))
-            .filter_map(|(rank, watch)| watch.last.map(|(at, step)| (*rank, at, step)))
+            .filter_map(|(rank, watch)| watch.moved.map(|at| (*rank, at, watch.last)))
     }
 }
 

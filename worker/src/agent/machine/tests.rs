@@ -101,7 +101,13 @@ fn describe(action: &Action) -> String {
         Action::OpenStore { generation, .. } => format!("STORE {generation}"),
         Action::Launch { assignment, .. } => format!("LAUNCH {}", assignment.generation),
         Action::Examine(exit) => format!("EXAMINE {}", exit.rank),
-        Action::Hang { stuck, .. } => format!("HANG {} at {}", stuck.rank, stuck.step),
+        Action::Hang { stuck, .. } => {
+            format!(
+                "HANG {} at {}",
+                stuck.rank,
+                stuck.step.map_or("start".to_owned(), |step| step.to_string())
+            )
+        }
         Action::Stop { generation, grace } => format!("STOP {generation} {}", grace.as_millis()),
         Action::Leave(generation) => format!("LEAVE {generation}"),
         Action::Exit(outcome) => format!("EXIT {}", outcome.code()),
@@ -413,9 +419,19 @@ fn a_second_signal_hurries() {
 }
 
 #[test]
+fn a_rank_that_never_makes_a_step_hangs_from_its_start() {
+    let mut bench = running(true);
+    bench.pass(Duration::from_secs(20));
+    bench.feed(4, consumed(0));
+    assert_eq!(bench.pass(Duration::from_secs(11)), "heartbeat 1 [4:[0]], HANG 5 at start");
+    let mut bench = running(false);
+    assert_eq!(bench.pass(Duration::from_secs(100)), "", "without data there is no telling");
+}
+
+#[test]
 fn a_hang_is_told_once_and_names_who_is_behind() {
     let mut bench = running(true);
-    assert_eq!(bench.pass(Duration::from_secs(100)), "", "before the first step there is no telling");
+    bench.pass(Duration::from_secs(20));
     bench.feed(4, consumed(7));
     bench.feed(5, consumed(6));
     bench.pass(Duration::from_secs(20));

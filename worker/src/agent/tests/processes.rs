@@ -8,11 +8,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::*;
 
-/// Not a test of its own: the worker's process.
+/// Tests nothing: the worker's process, started by [`spawn`]. Returns at once elsewhere.
 #[test]
-#[ignore = "run by the tests below in a process of its own"]
 #[expect(clippy::exit, reason = "the exit code is what is tested")]
-fn a_worker() {
+fn helper_process_a_worker() {
     if std::env::var_os("SLIPWAY_TEST_WORKER").is_some() {
         let config = WorkerConfig::read(&mut io::stdin().lock()).unwrap();
         let outcome = run(config, Some(Box::new(io::stdin())));
@@ -33,7 +32,7 @@ async fn spawn(name: &str, script: &str) -> ProcessRig {
     let config = config(folder.path(), &uid, launcher.local_addr().unwrap(), script);
     let config = WorkerConfig { identity: authority.identity("worker-0"), ..config };
     let mut worker = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "agent::tests::processes::a_worker", "--ignored", "--nocapture"])
+        .args(["--exact", "agent::tests::processes::helper_process_a_worker", "--nocapture"])
         .env("SLIPWAY_TEST_WORKER", "1")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

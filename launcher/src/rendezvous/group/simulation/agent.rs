@@ -124,7 +124,7 @@ impl Agent {
                 }
                 out.push(Effect::Say(ToLauncher::Fenced { generation }));
             }
-            ToWorker::Gather { .. } | ToWorker::CommittedByAll { .. } => {}
+            ToWorker::Gather { .. } => {}
         }
     }
 
