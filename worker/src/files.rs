@@ -49,26 +49,26 @@ pub(crate) fn flight_folder(log_folder: &Path, generation: Generation, worker: W
 /// # Errors
 /// The first thing that cannot be removed; the rest is tried nevertheless.
 pub fn remove_leftovers(log_folder: &Path, worker: WorkerId) -> io::Result<()> {
-    let mut result = absent_is_fine(fs::remove_dir_all(error_folder(log_folder, worker)));
+    let mut results = vec![absent_is_fine(fs::remove_dir_all(error_folder(log_folder, worker)))];
     let entries = match fs::read_dir(log_folder) {
-        Ok(entries) => entries,
-        Err(error) => return result.and(absent_is_fine(Err(error))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
     };
     let (flight_end, rotating_start) = (format!("-w{worker}"), format!(".rotating-{worker}-"));
     for entry in entries.flatten() {
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
         if name.starts_with("flight-g") && name.ends_with(&flight_end) {
-            result = result.and(remove_if_empty(&entry.path()));
+            results.push(remove_if_empty(&entry.path()));
         } else if name.starts_with(&rotating_start) {
-            result = result.and(absent_is_fine(fs::remove_file(entry.path())));
+            results.push(absent_is_fine(fs::remove_file(entry.path())));
         }
     }
-    result
+    results.into_iter().collect()
 }
 
 /// Removes a folder that nothing was put into.
-pub(crate) fn remove_if_empty(folder: &Path) -> io::Result<()> {
+fn remove_if_empty(folder: &Path) -> io::Result<()> {
     match fs::remove_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
         other => absent_is_fine(other),

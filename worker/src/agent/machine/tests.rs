@@ -105,7 +105,7 @@ fn describe(action: &Action) -> String {
             format!(
                 "HANG {} at {}",
                 stuck.rank,
-                stuck.step.map_or("start".to_owned(), |step| step.to_string())
+                stuck.step.map_or_else(|| "start".to_owned(), |step| step.to_string())
             )
         }
         Action::Stop { generation, grace } => format!("STOP {generation} {}", grace.as_millis()),
