@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use worker::rendezvous::message::{
-    CauseKind, Evidence, ExitStatus, HostFacts, PreflightFault, RankProgress, ToLauncher,
+    CauseKind, ConsumedStep, Evidence, ExitStatus, HostFacts, PreflightFault, RankProgress, ToLauncher,
 };
 use worker::units::{Rank, Step};
 
@@ -151,6 +151,25 @@ impl Rig {
         let generation = self.group.generation();
         let (rank, status) = (Rank(rank), ExitStatus::Code { code });
         self.says(worker, ToLauncher::Exited { generation, rank, status, evidence });
+    }
+
+    /// What the rank of the same number as the worker did.
+    fn progress(&mut self, worker: u32, steps: &[u64], committed: Option<u64>) {
+        let step = |step: &u64| ConsumedStep {
+            step: Step(*step),
+            samples: 1,
+            bytes: 1,
+            digest: datapath::order::OrderDigest::default(),
+        };
+        let progress = vec![RankProgress {
+            rank: Rank(worker),
+            consumed: steps.iter().map(step).collect(),
+            committed: committed.map(Step),
+            reported: BTreeMap::new(),
+            ended: false,
+        }];
+        let (generation, counters) = (self.group.generation(), Counters::default());
+        self.says(worker, ToLauncher::Heartbeat { generation, progress, counters });
     }
 
     fn fail(&mut self, worker: u32, cause: CauseKind, message: &str) {
@@ -367,31 +386,35 @@ fn workers_that_never_register_are_told_by_number() {
 }
 
 #[test]
-fn a_commit_is_announced_when_it_is_on_the_disk_and_a_restart_begins_there() {
+fn a_commit_is_on_the_disk_before_the_fence_is_told_and_a_restart_begins_there() {
     let mut rig = Rig::running(config(2, 0));
     rig.disk = false;
     for worker in 0..2 {
-        let rank = RankProgress {
-            rank: Rank(worker),
-            consumed: Vec::new(),
-            committed: Some(Step(4)),
-            reported: BTreeMap::new(),
-            ended: false,
-        };
-        let (generation, counters) = (Generation(1), Counters::default());
-        rig.says(worker, ToLauncher::Heartbeat { generation, progress: vec![rank], counters });
+        rig.progress(worker, &[], Some(4));
     }
-    let is_commit = |message: &ToWorker| matches!(message, ToWorker::CommittedByAll { step: Step(4), .. });
-    assert!(!rig.was_told(0, is_commit));
+    rig.fail(0, CauseKind::Signal, "x");
+    assert!(!rig.was_told(1, |message| matches!(message, ToWorker::Fence { .. })));
     let last = rig.group.last_record;
     rig.disk = true;
     rig.handle(Event::Persisted(last));
-    assert!(rig.was_told(0, is_commit) && rig.was_told(1, is_commit));
-    rig.fail(0, CauseKind::Signal, "x");
     rig.fenced_all();
     rig.reach_running();
     let starts_there = |message: &ToWorker| matches!(message, ToWorker::Assign(a) if a.generation == Generation(2) && a.start_step == Step(4));
     assert!(rig.was_told(1, starts_there));
+}
+
+#[test]
+fn a_rank_that_returns_0_while_others_go_on_without_it_is_the_cause() {
+    let mut rig = Rig::running(config(2, 0));
+    rig.progress(1, &[0], None);
+    rig.exit(1, 1, 0, None);
+    rig.progress(0, &[0, 1], None);
+    assert_eq!(rig.group.phase(), Phase::Running, "the other one may have stopped there, too");
+    rig.progress(0, &[2], None);
+    rig.pass(rig.group.config.timing.suspect);
+    assert_eq!((rig.cause().code, rig.cause().rank), (CauseCode::Exception, Some(Rank(1))));
+    assert!(rig.cause().message.contains("returned 0 at step 1"), "{}", rig.cause().message);
+    assert_eq!(rig.group.phase(), Phase::Fencing);
 }
 
 #[test]
