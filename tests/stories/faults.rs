@@ -28,6 +28,7 @@ pub(crate) const STORIES: &[Story] = &[
     ("faults::the_launcher_killed_after_a_commit", || kill_launcher(Moment::Committed)),
     ("faults::the_launcher_killed_while_fencing", || kill_launcher(Moment::Fencing)),
     ("faults::a_rank_that_is_killed_for_ever_ends_with_its_signal", always_killed),
+    ("faults::a_sidecar_killed_without_another_try_leaves_no_file", sidecar_killed_for_good),
     ("faults::descendants_that_left_their_group_are_found", daemons),
 ];
 
@@ -124,6 +125,19 @@ fn always_killed() {
     let status = run.json();
     assert_eq!(status["cause"]["code"], "signal", "{status:#}");
     assert_eq!(status["cause"]["exit"]["signal"], 9, "{status:#}");
+    leftovers::assert_none(&user);
+}
+
+/// Nobody of its number comes after it who would clean up.
+fn sidecar_killed_for_good() {
+    let user = User::new();
+    let args =
+        ["job", "submit", "--workers", "2", "--max-restarts", "0", "--output", "json", "--", "sleep", "600"];
+    let mut running = Running::start(&user, &args);
+    running.wait_for("the ranks run", |journal| Moment::Running.has_come(journal));
+    signal(wait_for_process(&user, "launcher worker-agent"), Signal::KILL);
+    let status = running.finish().code(1).json();
+    assert_eq!(status["cause"]["code"], "worker_lost", "{status:#}");
     leftovers::assert_none(&user);
 }
 
