@@ -2,9 +2,10 @@
 //!
 //! A chunk is needed until the last step that uses it in its epoch; once all consumers have passed that step it is
 //! released: still there for the next epoch, but the first to go when room is needed. When there is nothing
-//! released, the least recently used chunk goes (counted as an eviction: the cache is too small for the order's
-//! window). A chunk in use is never dropped; a load waits for room, and nothing holds a chunk while it waits for
-//! another, so the wait ends.
+//! released, the least recently used chunk goes (counted as an eviction). When such a chunk is asked for again, the
+//! cache is too small for the order's window: every reread is counted, and the first one warned of, with what would
+//! be enough ([`need`]). A chunk in use is never dropped; a load waits for room, and nothing holds a chunk while it
+//! waits for another, so the wait ends.
 //!
 //! Bytes are not verified here on the way in: every sample is, in the slot, where the trainer will read it. The
 //! chunk's own CRC decides, once a sample was bad, whether to blame this copy, the store, or the way between.
@@ -12,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as MapEntry;
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -22,11 +24,14 @@ use crate::dataset::{ChunkId, Manifest};
 use crate::fault;
 use crate::integrity::crc32c;
 use crate::memory::{Block, BlockPool};
+use crate::order::Shuffle;
 use crate::store::Store;
 
 /// Reads from the store under way at once: enough to hide a network store's latency (8 × 4 MiB at 5 ms are
 /// 6.7 GB/s), few enough not to start a thread per core of a large host.
 pub const READS_MAX: usize = 8;
+/// The smallest cache, in chunks: one being read while another is used.
+const LEAST_CHUNKS: usize = 2;
 /// Blocks kept for the next reads besides those that hold chunks.
 const SPARE_BLOCKS: usize = READS_MAX;
 
@@ -40,6 +45,37 @@ pub struct LoadError {
     pub reason: &'static str,
     /// What the store said.
     pub message: String,
+}
+
+/// What a worker's cache must hold, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// To read every chunk once per epoch: its share of one shuffle window.
+    pub once: u64,
+    /// To read the next window besides, while the last one is still in use.
+    pub ahead: u64,
+}
+
+/// What each of `workers` owners must hold so that nothing is read twice (pure).
+///
+/// Owners are chosen by hash, so the share of a window varies: three standard deviations above the mean are taken,
+/// of the largest chunks. Without a shuffle a window is one chunk.
+#[must_use]
+pub fn need(manifest: &Manifest, shuffle: Shuffle, workers: NonZeroU32) -> Need {
+    let mut lens: Vec<u64> = manifest.chunks().iter().map(|chunk| chunk.len.into()).collect();
+    lens.sort_unstable_by(|one, other| other.cmp(one));
+    let all = u64::try_from(lens.len()).unwrap_or(u64::MAX);
+    let window = match shuffle {
+        Shuffle::None => 1,
+        Shuffle::Window { chunks } => all.min(chunks.get().into()),
+    };
+    let bytes_of = |chunks: u64| {
+        let mean = chunks.div_ceil(workers.get().into());
+        let spread = if workers.get() == 1 { 0 } else { 3 * (mean.isqrt() + 1) };
+        let share = usize::try_from((mean + spread).min(chunks)).unwrap_or(usize::MAX);
+        lens.iter().take(share.max(LEAST_CHUNKS)).sum()
+    };
+    Need { once: bytes_of(window), ahead: bytes_of(all.min(2 * window)) }
 }
 
 /// The chunks of one data plane. Clones share them.
@@ -69,6 +105,10 @@ struct State {
     uses: u64,
     /// The first step that some consumer has not consumed yet.
     floor: u64,
+    /// Chunks that were dropped while needed, and the last step that needs each: asked for again, they are rereads.
+    evicted: BTreeMap<ChunkId, u64>,
+    /// The first reread has been warned of.
+    warned: bool,
 }
 
 struct Entry {
@@ -117,7 +157,7 @@ impl Cache {
     pub async fn get(&self, chunk: ChunkId, until: u64) -> Result<Held, LoadError> {
         loop {
             let room = self.shared.room.notified();
-            let mut loading = match self.shared.look(chunk, until, Pressure::EvictNeeded) {
+            let loading = match self.shared.look(chunk, until, Pressure::EvictNeeded) {
                 Look::Here(block) => return Ok(self.hold(block)),
                 Look::Loading(loading) => loading,
                 Look::NoRoom => {
@@ -125,9 +165,13 @@ impl Cache {
                     continue;
                 }
             };
+            // Dropped after `loading`, also when the wait is given up: whoever waits for room looks again then.
+            let mut held = Held { block: None, shared: Arc::clone(&self.shared) };
+            let mut loading = loading;
             match loading.wait_for(Option::is_some).await.as_deref() {
                 Ok(Some(Ok(block))) => {
-                    return Ok(self.hold(Arc::clone(block)));
+                    held.block = Some(Arc::clone(block));
+                    return Ok(held);
                 }
                 Ok(Some(Err(error))) => return Err(error.clone()),
                 // The load's task was stopped with the runtime.
@@ -168,11 +212,16 @@ impl Cache {
     pub fn advance(&self, floor: u64) {
         let mut state = self.shared.lock();
         state.floor = state.floor.max(floor);
+        let floor = state.floor;
+        state.evicted.retain(|_, until| *until >= floor);
     }
 
     /// A new membership starts at this step, which may be an earlier one.
     pub fn restart(&self, floor: u64) {
-        self.shared.lock().floor = floor;
+        let mut state = self.shared.lock();
+        state.floor = floor;
+        // Whatever is read from here on, another membership has not read before.
+        state.evicted.clear();
     }
 
     /// Bytes of the chunks here and on their way.
@@ -225,6 +274,7 @@ impl Shared {
         let content = Content::Loading(loading.clone());
         state.entries.insert(chunk, Entry { content, until, used: uses });
         state.bytes += len;
+        self.note_reread(&mut state, chunk);
         drop(state);
         tokio::spawn(load(Arc::clone(self), chunk, loaded));
         Look::Loading(loading)
@@ -244,11 +294,32 @@ impl Shared {
             .min();
         match victim {
             Some((needed, _, chunk)) if !needed || pressure == Pressure::EvictNeeded => {
+                let until = state.entries.get(&chunk).map_or(0, |entry| entry.until);
                 state.remove(chunk, &self.manifest);
-                self.counters.cache_evictions.add(u64::from(needed));
+                if needed {
+                    self.counters.cache_evictions.add(1_u64);
+                    state.evicted.insert(chunk, until);
+                }
                 true
             }
             _ => false,
+        }
+    }
+
+    /// Counts a chunk that was here, was needed, and had to go: reading it again is what the cache is there to avoid.
+    fn note_reread(&self, state: &mut State, chunk: ChunkId) {
+        if state.evicted.remove(&chunk).is_none() {
+            return;
+        }
+        self.counters.cache_rereads.add(1_u64);
+        if !std::mem::replace(&mut state.warned, true) {
+            tracing::warn!(
+                reason = fault::CACHE_SMALL,
+                cache_bytes = self.budget,
+                chunk = chunk.0,
+                "chunks are read more than once: the cache holds less than this worker's share of a shuffle window \
+                 (use a smaller window, or more workers)"
+            );
         }
     }
 
@@ -291,6 +362,8 @@ async fn load(
     }
     drop(state);
     loaded.send_replace(Some(result));
+    // First let go, then tell: whoever waits looks at the count.
+    drop(loaded);
     shared.room.notify_waiters();
 }
 

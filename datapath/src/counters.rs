@@ -52,6 +52,8 @@ counters! {
     cache_hits,
     /// Chunks dropped under pressure before all consumers had passed them.
     cache_evictions,
+    /// Chunks read again after such a drop: the cache is too small for the window (reason `cache_small`).
+    cache_rereads,
     /// Nanoseconds that feeds waited for a free slot (the trainer is slower than the data).
     slot_wait_ns,
     /// Batches published.

@@ -10,8 +10,12 @@ pub const SHORT_READ: &str = "short_read";
 pub const NOT_FOUND: &str = "not_found";
 /// The store could not be read for another reason.
 pub const STORE_FAILED: &str = "store_failed";
+/// The cache holds less than this worker's share of a shuffle window: chunks are read more than once. A warning.
+pub const CACHE_SMALL: &str = "cache_small";
 /// No worker could deliver the chunk.
 pub const PEER_GONE: &str = "peer_gone";
+/// Another worker refused this one for good: they hold different data, or run different releases.
+pub const PEER_REFUSED: &str = "peer_refused";
 
 /// One thing that keeps a feed from going on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -112,3 +112,64 @@ async fn a_missing_or_short_shard_is_named_and_leaves_no_trace() {
     assert_eq!(gone.unwrap_err().reason, fault::NOT_FOUND);
     assert_eq!(cache.bytes(), 0);
 }
+
+/// Lets every other task run until it waits.
+async fn settle(cache: &Cache, counters: &Counting, bytes: u64) {
+    while counters.read().store_bytes < bytes {
+        tokio::task::yield_now().await;
+    }
+    drop(cache.shared.lock());
+}
+
+#[tokio::test]
+async fn a_wait_that_is_given_up_makes_room_for_another() {
+    let dataset = dataset();
+    let (cache, counters) = cache(&dataset, 2);
+    let held = cache.get(ChunkId(0), 9).await.unwrap();
+    let mut given_up = Box::pin(cache.get(ChunkId(1), 9));
+    let started = std::future::poll_fn(|cx| std::task::Poll::Ready(given_up.as_mut().poll(cx).is_pending()));
+    assert!(started.await);
+    settle(&cache, &counters, 2 * CHUNK).await;
+    let waiting = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.get(ChunkId(2), 9).await.unwrap().to_vec() }
+    });
+    tokio::task::yield_now().await;
+    assert!(!waiting.is_finished());
+    drop(given_up);
+    let read = tokio::time::timeout(std::time::Duration::from_secs(5), waiting).await;
+    assert_eq!(read.expect("there is room now").unwrap(), dataset.samples[8..12].concat());
+    drop(held);
+}
+
+#[tokio::test]
+async fn a_cache_below_its_window_goes_on_and_counts_what_it_reads_again() {
+    let dataset = dataset();
+    let (cache, counters) = cache(&dataset, 2);
+    for _ in 0..3 {
+        for chunk in 0..4 {
+            drop(cache.get(ChunkId(chunk), 9).await.unwrap());
+        }
+    }
+    let counted = counters.read();
+    assert_eq!((counted.store_reads, counted.cache_rereads), (12, 8));
+    assert!(cache.shared.lock().warned);
+    // Once released, a chunk that comes again is another epoch's.
+    cache.advance(10);
+    drop(cache.get(ChunkId(0), 20).await.unwrap());
+    assert_eq!(counters.read().cache_rereads, 8);
+}
+
+#[test]
+fn the_need_is_a_share_of_the_window() {
+    let dataset = dataset();
+    let need_of = |chunks: u32, workers: u32| {
+        let shuffle = Shuffle::Window { chunks: NonZeroU32::new(chunks).unwrap() };
+        need(&dataset.manifest, shuffle, NonZeroU32::new(workers).unwrap())
+    };
+    assert_eq!(need_of(4, 1), Need { once: 4 * CHUNK, ahead: 8 * CHUNK });
+    assert_eq!(need_of(64, 1), Need { once: 16 * CHUNK, ahead: 16 * CHUNK });
+    assert_eq!(need_of(4, 2).once, 4 * CHUNK, "small windows may fall to one owner");
+    assert!(need_of(16, 8).once < 16 * CHUNK);
+    assert_eq!(need(&dataset.manifest, Shuffle::None, NonZeroU32::MIN).once, 2 * CHUNK);
+}
