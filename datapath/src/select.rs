@@ -1,8 +1,8 @@
 //! Which owner and which lane carries a request next (pure).
 //!
 //! A chunk's owner is the usable peer with the highest score by rendezvous hashing: every worker computes the same
-//! without talking, and when one goes, only its chunks move. A peer that failed is not usable for a while, longer
-//! each time; afterwards it is tried again.
+//! without talking, and when one goes, only its chunks move. A peer that failed is asked for nothing until it has
+//! answered a probe; probes are further apart each time, so no batch ever waits to find out whether it is back.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::dataset::ChunkId;
 
-/// A peer rests this long after its first failure: longer than a lost packet, shorter than a restart.
+/// A peer is probed this long after its first failure: longer than a lost packet, shorter than a restart.
 pub const COOLDOWN_MIN: Duration = Duration::from_secs(1);
-/// And this long at the most, so that a healed peer is found again within half a minute.
+/// And this long after the last probe at the most, so that a healed peer is found again within half a minute.
 pub const COOLDOWN_MAX: Duration = Duration::from_secs(30);
 
 /// Which lanes a job allows between workers.
@@ -78,13 +78,25 @@ pub struct Health {
 struct Rest {
     until: Duration,
     failures: u32,
+    /// A probe is under way.
+    probing: bool,
 }
 
 impl Health {
     /// Whether requests may go to this peer.
     #[must_use]
-    pub fn usable(&self, peer: PeerId, now: Duration) -> bool {
-        self.resting.get(&peer).is_none_or(|rest| rest.until <= now)
+    pub fn usable(&self, peer: PeerId) -> bool {
+        !self.resting.contains_key(&peer)
+    }
+
+    /// Peers that are to be probed now, each once: whoever asks must say how it ended.
+    pub fn probes(&mut self, now: Duration) -> Vec<PeerId> {
+        let due = self.resting.iter_mut().filter(|(_, rest)| rest.until <= now && !rest.probing);
+        due.map(|(peer, rest)| {
+            rest.probing = true;
+            *peer
+        })
+        .collect()
     }
 
     /// It answered: it is as good as new.
@@ -100,7 +112,7 @@ impl Health {
             None => 1,
         };
         let rest = COOLDOWN_MIN.saturating_mul(1 << (failures - 1).min(16)).min(COOLDOWN_MAX);
-        self.resting.insert(peer, Rest { until: now + rest, failures });
+        self.resting.insert(peer, Rest { until: now + rest, failures, probing: false });
     }
 }
 
@@ -128,19 +140,22 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_peer_rests_longer_each_time_and_comes_back() {
+    fn a_failed_peer_is_probed_ever_more_seldom_and_used_once_it_answers() {
         let (mut health, peer) = (Health::default(), PeerId(1));
         let mut now = Duration::from_secs(100);
         for rest in [1, 2, 4, 8, 16, 30, 30].map(Duration::from_secs) {
             health.failed(peer, now);
             health.failed(peer, now);
-            assert!(!health.usable(peer, now + rest - Duration::from_millis(1)));
+            assert_eq!(health.probes(now + rest - Duration::from_millis(1)), []);
             now += rest;
-            assert!(health.usable(peer, now));
+            assert_eq!(health.probes(now), [peer]);
+            assert_eq!(health.probes(now), [], "one probe at a time");
+            assert!(!health.usable(peer), "no request finds out whether it is back");
         }
         health.succeeded(peer);
+        assert!(health.usable(peer));
         health.failed(peer, now);
-        assert!(health.usable(peer, now + COOLDOWN_MIN));
+        assert_eq!(health.probes(now + COOLDOWN_MIN), [peer]);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //!    |                 | failed(Gone | Early | Corrupt | Store), bounds not reached: later, maybe elsewhere
 //!    +-----------------+
 //!                      | failed(Fenced): the transfer is over        -> Verdict::Fenced
-//!                      | failed(..) once too often                   -> Verdict::GaveUp
+//!                      | failed(Stranger), or (..) once too often    -> Verdict::GaveUp
 //! ```
 //! The state lives here and in no transport, so failing over is asking again elsewhere. It knows no clock: `now`
 //! counts from any fixed moment.
@@ -41,8 +41,10 @@ pub enum Failure {
         /// When it suggests to ask again.
         retry_after: Duration,
     },
-    /// The owner is in a newer membership, or refuses this plane altogether.
+    /// The owner is in a newer membership.
     Fenced,
+    /// The owner refuses this plane for good: it holds other data, runs another release, or does not know it.
+    Stranger,
     /// The bytes were not those of the manifest.
     Corrupt {
         /// The sample, if it was one.
@@ -140,7 +142,7 @@ impl Transfer {
             if at > now {
                 continue;
             }
-            let usable = |peer| (peer == me || health.usable(peer, now)) && !part.avoid.contains(&peer);
+            let usable = |peer| (peer == me || health.usable(peer)) && !part.avoid.contains(&peer);
             let owner = owner(part.chunk, peers, usable).unwrap_or(me);
             part.state = State::Asked(owner);
             part.attempts += 1;
@@ -180,6 +182,7 @@ impl Transfer {
                 self.over.get_or_insert(Verdict::Fenced);
                 return;
             }
+            Failure::Stranger => last = true,
             Failure::Corrupt { .. } => {
                 state.corrupt += 1;
                 last |= state.corrupt >= CORRUPT_MAX;
@@ -233,6 +236,7 @@ impl Failure {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Gone | Self::Early { .. } | Self::Fenced => fault::PEER_GONE,
+            Self::Stranger => fault::PEER_REFUSED,
             Self::Corrupt { .. } => fault::CRC_MISMATCH,
             Self::Store { reason, .. } => reason,
         }

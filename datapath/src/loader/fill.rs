@@ -16,6 +16,7 @@ use crate::fault::{self, DataFault};
 use crate::loader::plan::Plan;
 use crate::membership::Member;
 use crate::ring::Slot;
+use crate::select::PeerId;
 use crate::session::{Ask, Failure, Transfer, Verdict};
 use crate::transport::quic::QuicLane;
 use crate::transport::quic::client::Asking;
@@ -59,6 +60,9 @@ pub(crate) async fn fill(source: &Source, plan: &Plan, slot: &mut Slot) -> Resul
     let mut requests: Vec<Request<'_, '_>> = Vec::new();
     loop {
         let now = source.now();
+        for peer in member.health(|health| health.probes(now)) {
+            source.probe(peer);
+        }
         for ask in member.health(|health| transfer.asks(member.me, &member.ids, health, now)) {
             for (indices, asked) in cut(&ask, &mut parts) {
                 let step = plan.place().step;
@@ -115,29 +119,43 @@ impl Source {
     pub(crate) fn now(&self) -> std::time::Duration {
         self.epoch.elapsed()
     }
+
+    /// Finds out by the way whether a peer that failed is back: no batch waits for that.
+    fn probe(&self, peer: PeerId) {
+        let source = self.clone();
+        // Ends with the membership; one that has ended probes nobody.
+        drop(self.member.spawn(async move {
+            let Some(link) = source.member.links.get(&peer) else { return };
+            let back = link.probe(&source.asking(0, false)).await;
+            let now = source.now();
+            tracing::debug!(peer = peer.0, back, "an owner that failed was probed");
+            source.member.health(|health| if back { health.succeeded(peer) } else { health.failed(peer, now) });
+        }));
+    }
+
+    fn asking(&self, step: u64, refresh: bool) -> Asking<'_> {
+        Asking {
+            lane: &self.lane,
+            member: &self.member,
+            dataset: self.manifest.digest().0,
+            counters: &self.counters,
+            step,
+            refresh,
+        }
+    }
 }
 
 /// Asks one owner for some parts; brings them back with what came of each.
 async fn request<'slot>(
     source: &Source,
-    owner: crate::select::PeerId,
+    owner: PeerId,
     refresh: bool,
     step: u64,
     indices: Vec<usize>,
     mut parts: Vec<Part<'slot>>,
 ) -> Answer<'slot> {
     let outcomes = match source.member.links.get(&owner) {
-        Some(link) => {
-            let asking = Asking {
-                lane: &source.lane,
-                member: &source.member,
-                dataset: source.manifest.digest().0,
-                counters: &source.counters,
-                step,
-                refresh,
-            };
-            link.fetch(&asking, &mut parts).await
-        }
+        Some(link) => link.fetch(&source.asking(step, refresh), &mut parts).await,
         None => local::fetch(&source.cache, &source.counters, refresh, &mut parts).await,
     };
     (indices, parts, outcomes)
@@ -206,6 +224,10 @@ fn describe(manifest: &Manifest, chunk: u32, sample: Option<u64>, failure: &Fail
                 fault::SHORT_READ => "the shard was cut after it was indexed: restore it or index again",
                 _ => "check the store's mount or service on this host, then resume the job",
             },
+        ),
+        Failure::Stranger => (
+            format!("the owner of {within} refuses this worker: it has other data or another release"),
+            "check that every host sees the same dataset and runs the same release, then resume the job",
         ),
         Failure::Gone | Failure::Early { .. } | Failure::Fenced => (
             format!("no worker delivered {within}"),

@@ -2,10 +2,13 @@
 
 mod exchange;
 mod handoff;
+mod silence;
 mod trainer;
 
 use std::num::NonZeroU32;
 use std::time::Duration;
+
+use tokio::runtime::Handle;
 
 use super::*;
 use crate::order::{OrderSpec, Remainder, Shuffle};
@@ -34,6 +37,17 @@ pub(super) struct Group {
 
 impl Group {
     pub(super) async fn start(dataset: &Dataset, order: &Order, of: u32, cache_bytes: u64) -> Self {
+        Self::start_apart(dataset, order, of, cache_bytes, &Handle::current()).await
+    }
+
+    /// As [`Group::start`], but the last plane runs on a runtime of its own.
+    pub(super) async fn start_apart(
+        dataset: &Dataset,
+        order: &Order,
+        of: u32,
+        cache_bytes: u64,
+        apart: &Handle,
+    ) -> Self {
         let authority = Authority::new();
         let (mut planes, mut peers) = (Vec::new(), Vec::new());
         for id in 0..of {
@@ -49,7 +63,8 @@ impl Group {
                 cache_bytes,
                 transport: TransportPolicy::PreferRdma,
             });
-            let plane = plane.await.unwrap();
+            let runtime = if id + 1 == of { apart.clone() } else { Handle::current() };
+            let plane = runtime.spawn(plane).await.unwrap().unwrap();
             peers.push(Peer { id: PeerId(id), addr: plane.local_addr(), server_name, fingerprint });
             planes.push(plane);
         }

@@ -35,8 +35,14 @@ fn simulate(seed: u64) -> (Verdict, Duration) {
     let mut under_way: Vec<(Duration, Ask)> = Vec::new();
     let mut now = Duration::ZERO;
     for _ in 0..10_000 {
+        for peer in health.probes(now) {
+            match random.below(2) {
+                0 if peer != dead => health.succeeded(peer),
+                _ => health.failed(peer, now),
+            }
+        }
         for ask in transfer.asks(ME, &peers, &health, now) {
-            assert!(ask.owner == ME || health.usable(ask.owner, now));
+            assert!(ask.owner == ME || health.usable(ask.owner));
             assert!(
                 ask.parts.iter().all(|part| under_way.iter().all(|(_, other)| !other.parts.contains(part)))
             );
@@ -125,11 +131,21 @@ fn corrupt_bytes_are_asked_for_once_more_with_suspicion() {
 }
 
 #[test]
+fn an_owner_that_refuses_for_good_is_a_fault_at_once() {
+    let (peers, mut health) = (peers(2), Health::default());
+    let mut transfer = Transfer::new((0..64).map(ChunkId));
+    let part = transfer.asks(ME, &peers, &health, Duration::ZERO)[1].parts[0];
+    transfer.failed(part, Failure::Stranger, &mut health, Duration::ZERO);
+    assert_eq!(transfer.verdict(), Verdict::GaveUp { part, failure: Failure::Stranger });
+    assert_eq!(Failure::Stranger.reason(), fault::PEER_REFUSED);
+}
+
+#[test]
 fn a_fenced_transfer_is_over_without_a_fault() {
     let (peers, mut health) = (peers(2), Health::default());
     let mut transfer = Transfer::new((0..64).map(ChunkId));
     let asks = transfer.asks(ME, &peers, &health, Duration::ZERO);
     transfer.failed(asks[1].parts[0], Failure::Fenced, &mut health, Duration::ZERO);
     assert_eq!(transfer.verdict(), Verdict::Fenced);
-    assert!(health.usable(PeerId(1), Duration::ZERO), "a newer peer is not a broken one");
+    assert!(health.usable(PeerId(1)), "a newer peer is not a broken one");
 }

@@ -6,6 +6,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::{Endpoint, EndpointConfig, TokioRuntime};
 
@@ -14,10 +15,15 @@ use crate::wire;
 pub(crate) mod client;
 pub(crate) mod server;
 pub mod tls;
-mod tuning;
+pub(crate) mod tuning;
 mod udp;
 
 use tls::{Identity, TlsError};
+
+/// A request that brings no byte for this long is asked elsewhere, and an answer of which nothing is taken for this
+/// long is given up. An owner that lives but waits for a slow store gets this long, since asking another means
+/// reading the chunk twice.
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why there is no lane.
 #[derive(Debug, thiserror::Error)]
@@ -44,26 +50,40 @@ pub(crate) struct QuicLane {
     client: quinn::ClientConfig,
     local_addr: SocketAddr,
     receive_buffer: u64,
+    /// Packets are no larger than this allows, whatever the route would carry.
+    mtu_limit: u32,
 }
 
 impl QuicLane {
     /// Opens a socket on an interface's address, on a port of the kernel's choice. Needs a tokio runtime.
     pub(crate) fn open(identity: &Identity, bind: IpAddr) -> Result<Self, QuicError> {
+        let failed = |source| QuicError::Socket { address: bind, source };
+        let (socket, receive_buffer) = tuning::socket(bind).map_err(failed)?;
+        let socket = quinn::Runtime::wrap_udp_socket(&TokioRuntime, socket).map_err(failed)?;
+        Self::over(identity, bind, socket, receive_buffer, u32::MAX)
+    }
+
+    /// A lane over a socket.
+    fn over(
+        identity: &Identity,
+        bind: IpAddr,
+        socket: Arc<dyn quinn::AsyncUdpSocket>,
+        receive_buffer: u64,
+        mtu_limit: u32,
+    ) -> Result<Self, QuicError> {
         let server = tls::server_config(identity, tls::DATA_ALPN)?;
         let client = tls::client_config(identity, tls::DATA_ALPN)?;
         let failed = |source| QuicError::Socket { address: bind, source };
-        let (socket, receive_buffer) = tuning::socket(bind).map_err(failed)?;
-        let runtime = Arc::new(TokioRuntime);
-        let socket = quinn::Runtime::wrap_udp_socket(&*runtime, socket).map_err(failed)?;
         let mut config = EndpointConfig::default();
         config
             .max_udp_payload_size(u16::MAX - 8)
             .map_err(|_| failed(io::Error::other("the largest UDP payload is not accepted")))?;
         let socket = Arc::new(udp::ClampedSocket::new(socket));
+        let runtime = Arc::new(TokioRuntime);
         let endpoint = Endpoint::new_with_abstract_socket(config, Some(server.clone()), socket, runtime)
             .map_err(failed)?;
         let local_addr = endpoint.local_addr().map_err(failed)?;
-        Ok(Self { endpoint, server, client, local_addr, receive_buffer })
+        Ok(Self { endpoint, server, client, local_addr, receive_buffer, mtu_limit })
     }
 
     pub(crate) fn local_addr(&self) -> SocketAddr {
@@ -83,7 +103,8 @@ impl QuicLane {
     }
 
     fn transport(&self, peer: SocketAddr, senders: usize) -> quinn::TransportConfig {
-        tuning::transport(peer, tuning::window(self.receive_buffer, senders))
+        let mtu = tuning::route_mtu(peer).min(self.mtu_limit);
+        tuning::transport(mtu, tuning::window(self.receive_buffer, senders))
     }
 
     /// Closes every connection and waits until the peers have been told.
@@ -109,3 +130,6 @@ async fn read_frame(stream: &mut quinn::RecvStream) -> Result<wire::Frame, Frame
     stream.read_exact(&mut body).await?;
     Ok(wire::decode(&body)?)
 }
+
+#[cfg(test)]
+mod tests;

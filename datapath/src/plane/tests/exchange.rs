@@ -13,7 +13,7 @@ fn consume(name: String) -> JoinHandle<Vec<Content>> {
 }
 
 /// Takes a feed's events until it has ended; its digest by step.
-fn digests(mut feed: Feed) -> JoinHandle<BTreeMap<u64, OrderDigest>> {
+pub(super) fn digests(mut feed: Feed) -> JoinHandle<BTreeMap<u64, OrderDigest>> {
     tokio::spawn(async move {
         let mut digests = BTreeMap::new();
         loop {
@@ -28,7 +28,7 @@ fn digests(mut feed: Feed) -> JoinHandle<BTreeMap<u64, OrderDigest>> {
 }
 
 /// Checks that the consumers' batches together are exactly the order's.
-fn check(dataset: &Dataset, order: &Order, batches: &[Vec<Content>], steps: u64) {
+pub(super) fn check(dataset: &Dataset, order: &Order, batches: &[Vec<Content>], steps: u64) {
     let per_epoch = order.steps_per_epoch();
     for step in 0..steps {
         let expected = order.epoch(step / per_epoch).step(step % per_epoch);
@@ -42,7 +42,7 @@ fn check(dataset: &Dataset, order: &Order, batches: &[Vec<Content>], steps: u64)
     }
 }
 
-fn sum(group: &Group) -> Counters {
+pub(super) fn sum(group: &Group) -> Counters {
     let mut sum = Counters::default();
     group.planes.iter().for_each(|plane| sum += plane.counters());
     sum
@@ -172,6 +172,19 @@ async fn a_newer_fence_ends_the_feeds_and_refuses_the_older() {
     check(&dataset, &order, &batches, order.steps_per_epoch());
     assert_eq!((fed.await.unwrap().len(), fed_too.await.unwrap().len()), (20, 20));
     assert_eq!(timeout(HANG, stale).await.unwrap().unwrap(), b"", "the old feed's trainer sees its end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn planes_with_different_data_say_so() {
+    let dataset = small();
+    let order = order(&dataset, 10, Remainder::Drop);
+    let mut group = Group::start(&dataset, &order, 2, 1 << 20).await;
+    let mut manifest = Manifest::clone(&dataset.manifest);
+    manifest.digest = crate::dataset::DatasetDigest([8; 32]);
+    group.planes[0].manifest = Arc::new(manifest);
+    let mut feed = group.planes[0].feed(group.feed_config(0, 1, 1)).await.unwrap();
+    let FeedEvent::Fault(fault) = timeout(HANG, feed.events.recv()).await.unwrap().unwrap() else { panic!() };
+    assert_eq!(fault.reason, crate::fault::PEER_REFUSED);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

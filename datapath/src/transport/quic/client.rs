@@ -9,7 +9,7 @@ use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarI
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::{FrameError, QuicLane, read_frame, tls};
+use super::{FrameError, QuicLane, STALL_TIMEOUT, read_frame, tls};
 use crate::counters::Counting;
 use crate::fault;
 use crate::membership::{Member, Peer};
@@ -17,11 +17,9 @@ use crate::session::Failure;
 use crate::transport::{Outcome, Part};
 use crate::wire::{self, Frame, Group, Refusal, Want};
 
-/// A connection that is not up after this long will not come up: the handshake is two round trips.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A request that brings no byte for this long is asked elsewhere. An owner that lives but waits for a slow store
-/// gets this long, since asking another means reading the chunk twice.
-const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection that is not up after this long will not come up: the handshake is two round trips. With the idle
+/// timeout of [`super::tuning`] this bounds how long a batch waits for an owner that is dead or stopped.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pieces of a stream taken at once: a window of small packets.
 const READ_PIECES: usize = 32;
 
@@ -30,7 +28,16 @@ const READ_PIECES: usize = 32;
 pub(crate) struct Link {
     peer: Peer,
     requests: AtomicU64,
-    open: Mutex<Option<Open>>,
+    /// Attempts to connect that failed.
+    failures: AtomicU64,
+    way: Mutex<Way>,
+}
+
+#[derive(Debug, Default)]
+struct Way {
+    open: Option<Open>,
+    /// Why the last attempt failed.
+    failed: Option<Failure>,
 }
 
 #[derive(Debug)]
@@ -53,7 +60,7 @@ pub(crate) struct Asking<'a> {
 
 impl Link {
     pub(crate) fn new(peer: Peer) -> Self {
-        Self { peer, requests: AtomicU64::new(1), open: Mutex::default() }
+        Self { peer, requests: AtomicU64::new(1), failures: AtomicU64::new(0), way: Mutex::default() }
     }
 
     /// Asks for all parts at once. One outcome for each, in their order.
@@ -69,17 +76,24 @@ impl Link {
         outcomes
     }
 
+    /// Whether the owner answers; opens the connection if need be.
+    pub(crate) async fn probe(&self, asking: &Asking<'_>) -> bool {
+        self.connection(asking).await.is_ok()
+    }
+
     /// Tells the owner a position, if there is a connection; an owner that was never asked has nothing to release.
     pub(crate) async fn tell(&self, frame: &Frame) {
         let Ok(bytes) = wire::encode(frame) else { return };
-        if let Some(open) = self.open.lock().await.as_mut() {
+        // While someone connects there is nobody to tell, and the next position says all that this one does.
+        let Ok(mut way) = self.way.try_lock() else { return };
+        if let Some(open) = way.open.as_mut() {
             // A broken connection is found by the next request.
             drop(open.control.write_all(&bytes).await);
         }
     }
 
     pub(crate) async fn close(&self) {
-        if let Some(open) = self.open.lock().await.take() {
+        if let Some(open) = self.way.lock().await.open.take() {
             open.connection.close(VarInt::from_u32(Refusal::Fenced.code().into()), b"fenced");
         }
     }
@@ -87,6 +101,15 @@ impl Link {
     /// Sends the request and waits for the owner's word.
     async fn start(&self, asking: &Asking<'_>, parts: &[Part<'_>]) -> Result<RecvStream, Failure> {
         let connection = self.connection(asking).await?;
+        timeout(STALL_TIMEOUT, self.ask(&connection, asking, parts)).await.map_err(|_| Failure::Gone)?
+    }
+
+    async fn ask(
+        &self,
+        connection: &Connection,
+        asking: &Asking<'_>,
+        parts: &[Part<'_>],
+    ) -> Result<RecvStream, Failure> {
         let (mut send, mut receive) = connection.open_bi().await.map_err(|error| lost(&error))?;
         let request = self.requests.fetch_add(1, Ordering::Relaxed);
         let group = |part: &Part<'_>| Group {
@@ -107,8 +130,7 @@ impl Link {
         // Nothing more to say; a failure shows when reading.
         drop(send.finish());
         let expected: u64 = parts.iter().map(Part::bytes).sum();
-        let answer = timeout(STALL_TIMEOUT, read_frame(&mut receive)).await.map_err(|_| Failure::Gone)?;
-        match answer.map_err(|error| cut_off(&error))? {
+        match read_frame(&mut receive).await.map_err(|error| cut_off(&error))? {
             Frame::Have { request: answered, bytes } if answered == request && bytes == expected => {
                 Ok(receive)
             }
@@ -117,19 +139,32 @@ impl Link {
         }
     }
 
-    /// The connection, opened now if need be. Only one opens it; the others wait for that.
+    /// The connection, opened now if need be. Only one opens it; the others wait for that, and for no attempt more.
     async fn connection(&self, asking: &Asking<'_>) -> Result<Connection, Failure> {
-        let mut open = self.open.lock().await;
-        if let Some(open) = open.as_ref()
+        let failures = self.failures.load(Ordering::Acquire);
+        let mut way = self.way.lock().await;
+        if let Some(open) = &way.open
             && open.connection.close_reason().is_none()
         {
             return Ok(open.connection.clone());
         }
-        *open = None;
-        let opened = timeout(CONNECT_TIMEOUT, self.connect(asking)).await.map_err(|_| Failure::Gone)??;
-        let connection = opened.connection.clone();
-        *open = Some(opened);
-        Ok(connection)
+        if self.failures.load(Ordering::Acquire) != failures {
+            return Err(way.failed.clone().unwrap_or(Failure::Gone));
+        }
+        way.open = None;
+        let opened = timeout(CONNECT_TIMEOUT, self.connect(asking)).await.unwrap_or(Err(Failure::Gone));
+        match opened {
+            Ok(open) => {
+                let connection = open.connection.clone();
+                way.open = Some(open);
+                Ok(connection)
+            }
+            Err(failure) => {
+                way.failed = Some(failure.clone());
+                self.failures.fetch_add(1, Ordering::Release);
+                Err(failure)
+            }
+        }
     }
 
     async fn connect(&self, asking: &Asking<'_>) -> Result<Open, Failure> {
@@ -208,7 +243,8 @@ fn refused(refusal: Refusal, retry_after_ms: u32) -> Failure {
         Refusal::Fenced if retry_after_ms > 0 => {
             Failure::Early { retry_after: Duration::from_millis(retry_after_ms.into()) }
         }
-        Refusal::Fenced | Refusal::Stranger => Failure::Fenced,
+        Refusal::Fenced => Failure::Fenced,
+        Refusal::Stranger => Failure::Stranger,
         Refusal::Corrupt => Failure::Corrupt { sample: None },
         Refusal::Malformed => store(fault::STORE_FAILED, "the owner has another manifest"),
         Refusal::NotFound => store(fault::NOT_FOUND, "the shard is not in the owner's store"),

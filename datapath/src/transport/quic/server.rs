@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::{QuicLane, read_frame, tls};
+use super::{QuicLane, STALL_TIMEOUT, read_frame, tls};
 use crate::cache::{Cache, LoadError};
 use crate::counters::Counting;
 use crate::dataset::{ChunkId, Manifest};
@@ -183,10 +183,22 @@ async fn send_groups(serving: &Serving, want: &Want, send: &mut SendStream) -> R
             }
         };
         let bytes: usize = ranges.iter().skip(1).map(Bytes::len).sum();
-        send.write_all_chunks(&mut ranges).await?;
+        if !send_all(send, &mut ranges).await? {
+            drop(send.reset(VarInt::from_u32(0)));
+            return Ok(());
+        }
         serving.counters.quic_out_bytes.add(bytes);
     }
     Ok(())
+}
+
+/// Sends everything; says no when the peer takes nothing for too long. What is unsent keeps its chunk in the cache.
+async fn send_all(send: &mut SendStream, mut chunks: &mut [Bytes]) -> Result<bool, quinn::WriteError> {
+    while !chunks.is_empty() {
+        let Ok(written) = timeout(STALL_TIMEOUT, send.write_chunks(chunks)).await else { return Ok(false) };
+        chunks = &mut chunks[written?.chunks..];
+    }
+    Ok(true)
 }
 
 /// A group's bytes, with their status in front.

@@ -48,8 +48,9 @@ const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const SEND_WINDOW_BYTES: u64 = 8 << 20;
 /// Requests under way on one connection: slots of all ranks of a worker, several times over.
 pub(crate) const STREAMS_MAX: u32 = 1024;
-/// A peer that is silent this long is gone. Its host answers pings at once, whatever its store does.
-const IDLE_TIMEOUT_MS: u32 = 1500;
+/// A peer that is silent this long is gone, killed or stopped: a live one answers pings at once, whatever its store
+/// does. Its requests are asked elsewhere then.
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Several pings fit into the idle timeout.
 const KEEP_ALIVE: Duration = Duration::from_millis(300);
 /// First guess of the round trip, within a data centre; the default of 333 ms is for the Internet.
@@ -76,9 +77,9 @@ pub(crate) fn window(receive_buffer: u64, senders: usize) -> u64 {
         .max(WINDOW_BYTES_MIN)
 }
 
-/// Transport parameters for the route to a peer.
-pub(crate) fn transport(peer: SocketAddr, window: u64) -> TransportConfig {
-    let largest = route_mtu(peer).saturating_sub(IP_UDP_HEADER_BYTES).min(PACKET_BYTES_MAX);
+/// Transport parameters for a route of this MTU.
+pub(crate) fn transport(mtu: u32, window: u64) -> TransportConfig {
+    let largest = mtu.saturating_sub(IP_UDP_HEADER_BYTES).min(PACKET_BYTES_MAX);
     let largest = u16::try_from(largest).unwrap_or(u16::MAX).max(INITIAL_MTU);
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(largest);
@@ -100,13 +101,13 @@ pub(crate) fn transport(peer: SocketAddr, window: u64) -> TransportConfig {
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
-        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MS))))
+        .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
         .keep_alive_interval(Some(KEEP_ALIVE));
     transport
 }
 
 /// The MTU of the route to a peer, as the kernel knows it for a connected socket.
-fn route_mtu(peer: SocketAddr) -> u32 {
+pub(crate) fn route_mtu(peer: SocketAddr) -> u32 {
     let unspecified: IpAddr = if peer.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
     let ask = || -> io::Result<u32> {
         let probe = UdpSocket::bind(SocketAddr::new(unspecified, 0))?;
