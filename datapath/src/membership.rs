@@ -117,6 +117,11 @@ impl Member {
         }
     }
 
+    /// Stops the feeds without waiting for them.
+    pub(crate) fn stop(&self) {
+        drop(self.feeds.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
     /// How long a fenced request should wait when this side is the older one.
     pub(crate) const EARLY_RETRY: Duration = Duration::from_millis(50);
 }

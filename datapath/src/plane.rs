@@ -301,6 +301,9 @@ impl Plane {
 impl Drop for Plane {
     fn drop(&mut self) {
         self.server.abort();
+        if let Some(member) = self.member.send_replace(None) {
+            member.stop();
+        }
     }
 }
 

@@ -30,6 +30,8 @@ use crate::wire::Frame;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections that have not said hello yet, at the most.
 const GREETINGS_MAX: usize = 8;
+/// Wait after a connection that could not be accepted: the cause lasts, and trying at once would only burn a core.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Owners hear of this consumer's position every so many steps: often enough to release chunks long before the
 /// cache is full, seldom enough to cost nothing.
 const POSITION_EVERY_STEPS: u64 = 8;
@@ -106,6 +108,7 @@ impl FeedTask {
     pub(crate) async fn run(mut self, listener: Listener) {
         let mut packet = Box::new([0; PACKET_BYTES_MAX]);
         let mut greetings = JoinSet::new();
+        let mut pause = false;
         loop {
             self.loader.pump();
             if self.flush().await.is_err() && self.detach().await.is_err() {
@@ -124,8 +127,8 @@ impl FeedTask {
                     Ok(Some((client, hello))) => self.greet(client, hello).await,
                     _ => Ok(()),
                 },
-                accepted = listener.accept(), if greetings.len() < GREETINGS_MAX => {
-                    if let Ok(client) = accepted {
+                accepted = accept(&listener, &mut pause), if greetings.len() < GREETINGS_MAX => {
+                    if let Some(client) = accepted {
                         greetings.spawn(hello(client));
                     }
                     Ok(())
@@ -208,7 +211,9 @@ impl FeedTask {
 
     async fn consumed(&mut self, batch: &Batch) -> Result<(), Abandoned> {
         let step = batch.plan.place().step;
-        self.acknowledged = self.acknowledged.max(step + 1);
+        // Steps may be acknowledged in any order: what is still held has not been.
+        let first_held = self.held.values().map(|batch| batch.plan.place().step).min();
+        self.acknowledged = self.acknowledged.max(first_held.unwrap_or(self.next_send).min(self.next_send));
         self.tell_worker(FeedEvent::Consumed {
             step,
             digest: batch.plan.digest(),
@@ -256,6 +261,8 @@ impl FeedTask {
         }
         self.loader.seek(step).await;
         (self.next_send, self.told) = (step, false);
+        // Whoever attaches next goes on from here, not from where this trainer was before.
+        self.acknowledged = step;
         // Sought to the end of what was consumed already: the end may be reported once more.
         self.ended &= step >= self.config.end_step;
         if let Some(client) = &self.client
@@ -373,6 +380,22 @@ impl FeedTask {
 
     async fn tell_worker(&self, event: FeedEvent) -> Result<(), Abandoned> {
         self.events.send(event).await.map_err(|_| Abandoned)
+    }
+}
+
+/// The next trainer. After a failure, of which the usual one is that there is no descriptor left, it pauses first.
+async fn accept(listener: &Listener, pause: &mut bool) -> Option<Client> {
+    if *pause {
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+        *pause = false;
+    }
+    match listener.accept().await {
+        Ok(client) => Some(client),
+        Err(error) => {
+            tracing::warn!(%error, "a trainer's connection cannot be accepted");
+            *pause = true;
+            None
+        }
     }
 }
 

@@ -9,6 +9,10 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::dataset::SampleId;
 
 /// A sum over (epoch, step, position, sample), equal for any split of the same steps over consumers.
+///
+/// Padding counts: it is delivered at a position of its own, like any sample, and `data order --digest` computes the
+/// same. (Counts of samples and bytes leave padding out.) A step that is delivered again adds again, so whoever sums up
+/// keeps one digest per step.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct OrderDigest(pub u128);
 

@@ -232,6 +232,47 @@ async fn a_client_that_does_not_keep_to_the_handoff_is_sent_away() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_trainer_starts_at_the_first_step_not_acknowledged_also_after_a_seek() {
+    let dataset = small();
+    let group = one(&dataset, Remainder::Drop).await;
+    let config = group.feed_config(0, 1, 1);
+    let name = config.socket.clone();
+    let _feed = group.planes[0].feed(config).await.unwrap();
+    trainer(move || {
+        let first = Trainer::attach(&name);
+        let taken = [first.descriptor(), first.descriptor(), first.descriptor()];
+        first.say(1, taken[0]);
+        first.say(1, taken[2]);
+        drop(first);
+        let second = attach_after(&name);
+        assert_eq!(second.hello["start_step"], 1, "step 2 was acknowledged, step 1 was not");
+        second.say(3, Descriptor { step: 10, ..taken[0] });
+        while second.descriptor().kind != 4 {}
+        let next = second.descriptor();
+        assert_eq!((next.kind, next.step), (1, 10));
+        second.say(1, next);
+        second.say(3, Descriptor { step: 4, ..next });
+        while second.descriptor().kind != 4 {}
+        let next = second.descriptor();
+        assert_eq!((next.kind, next.step), (1, 4));
+        second.say(1, next);
+        drop(second);
+        let third = attach_after(&name);
+        assert_eq!(third.hello["start_step"], 5, "it went back to step 4 and did that");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plane_that_is_dropped_feeds_nobody() {
+    let dataset = small();
+    let mut group = one(&dataset, Remainder::Drop).await;
+    let mut feed = group.planes[0].feed(group.feed_config(0, 1, 1)).await.unwrap();
+    drop(group.planes.pop());
+    assert_eq!(timeout(HANG, feed.events.recv()).await.expect("the feed ends"), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_corrupt_chunk_is_named_after_what_is_good() {
     let dataset = small();
     let order = order(&dataset, 10, Remainder::Drop);
