@@ -211,8 +211,9 @@ impl FeedTask {
 
     async fn consumed(&mut self, batch: &Batch) -> Result<(), Abandoned> {
         let step = batch.plan.place().step;
-        // Steps may be acknowledged in any order: what is still held has not been.
-        let first_held = self.held.values().map(|batch| batch.plan.place().step).min();
+        // Steps may be acknowledged in any order: what is still held has not been. Earlier ones were left by a seek.
+        let held = self.held.values().map(|batch| batch.plan.place().step);
+        let first_held = held.filter(|&held| held >= self.acknowledged).min();
         self.acknowledged = self.acknowledged.max(first_held.unwrap_or(self.next_send).min(self.next_send));
         self.tell_worker(FeedEvent::Consumed {
             step,

@@ -129,7 +129,9 @@ impl Source {
             let back = link.probe(&source.asking(0, false)).await;
             let now = source.now();
             tracing::debug!(peer = peer.0, back, "an owner that failed was probed");
-            source.member.health(|health| if back { health.succeeded(peer) } else { health.failed(peer, now) });
+            source
+                .member
+                .health(|health| if back { health.succeeded(peer) } else { health.failed(peer, now) });
         }));
     }
 

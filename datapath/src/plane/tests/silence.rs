@@ -24,7 +24,8 @@ const DURING: u64 = 50;
 const PACE: Duration = Duration::from_millis(60);
 /// What a consumer may wait at the most, for all of the silence: to find out that a connection is dead and that no
 /// new one comes up, with some room for a machine that does other things.
-const WAIT_MAX: Duration = IDLE_TIMEOUT.saturating_add(CONNECT_TIMEOUT).saturating_add(Duration::from_secs(1));
+const WAIT_MAX: Duration =
+    IDLE_TIMEOUT.saturating_add(CONNECT_TIMEOUT).saturating_add(Duration::from_secs(1));
 /// A gap of this length is a wait, and no pause of the machine.
 const WAIT: Duration = Duration::from_secs(1);
 

@@ -122,7 +122,10 @@ async fn bulk_data_flows_at_every_mtu_and_no_send_exceeds_the_kernels_limit() {
         let (packet, watched) = bulk(mtu).await;
         let route = usize::try_from(mtu - 48).unwrap();
         // Discovery stops when the next step is not worth it.
-        assert!(packet <= route && packet * 100 >= route.min(65_400) * 95, "MTU {mtu}: packets of {packet} bytes");
+        assert!(
+            packet <= route && packet * 100 >= route.min(65_400) * 95,
+            "MTU {mtu}: packets of {packet} bytes"
+        );
         let largest = watched.largest_send.load(Ordering::Relaxed);
         assert!(largest <= udp::SEND_BYTES_MAX, "MTU {mtu}: the kernel refuses a send of {largest} bytes");
         assert!(watched.largest_segment.load(Ordering::Relaxed) >= packet);
