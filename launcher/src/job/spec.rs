@@ -1,7 +1,7 @@
 //! `TrainingJob`: what a user writes, as the type that is parsed, described by a schema, and later served as the
 //! custom resource (pure).
 //!
-//! Nothing here is checked beyond its shape: [`super::validate`] turns it into a [`super::Job`]. The doc comments are the
+//! Nothing here is checked beyond its shape: [`mod@super::validate`] turns it into a [`super::Job`]. The doc comments are the
 //! descriptions in the schema (`launcher schema`), so they speak to the user.
 
 use std::collections::BTreeMap;
