@@ -8,6 +8,9 @@ use tokio::time::timeout;
 use super::trainer::{Content, Trainer};
 use super::*;
 
+/// Bytes of a chunk of [`small`].
+const CHUNK_BYTES: u64 = 8 * 700;
+
 fn consume(name: String) -> JoinHandle<Vec<Content>> {
     spawn_blocking(move || Trainer::attach(&name).consume())
 }
@@ -76,8 +79,13 @@ async fn any_number_of_planes_delivers_the_same_and_reads_once() {
         }
         all_digests.push(by_step);
         let counters = sum(&group);
-        assert_eq!(counters.store_bytes, dataset.stored_bytes(), "{of} planes: {counters:?}");
-        assert_eq!(counters.quic_in_bytes, counters.quic_out_bytes);
+        // Once, unless a loaded machine made somebody ask for a chunk again elsewhere: then that owner reads it too.
+        let again = counters.retries * CHUNK_BYTES;
+        let read = dataset.stored_bytes()..=dataset.stored_bytes() + again;
+        assert!(read.contains(&counters.store_bytes), "{of} planes: {counters:?}");
+        if counters.retries == 0 {
+            assert_eq!(counters.quic_in_bytes, counters.quic_out_bytes);
+        }
         assert_eq!(counters.quic_in_bytes > 0, of > 1);
         for plane in group.planes {
             timeout(HANG, plane.close()).await.expect("a plane closes");
