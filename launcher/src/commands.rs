@@ -19,13 +19,10 @@ pub mod submit;
 /// The whole program: parses, runs, tells a failure once.
 #[must_use]
 pub fn main(args: impl IntoIterator<Item = OsString>, config: &Config) -> ProcessExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version go to standard output with code 0, everything else to standard error with code 2.
-            error.print().ok();
-            return ProcessExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
+        Err(error) => return not_understood(&error, &args),
     };
     if matches!(cli.command, Command::WorkerAgent) {
         return worker::agent::main();
@@ -39,6 +36,24 @@ pub fn main(args: impl IntoIterator<Item = OsString>, config: &Config) -> Proces
         failure.code
     });
     ProcessExitCode::from(code.number())
+}
+
+/// Help and version go to standard output with code 0, everything else to standard error with code 2; to those who
+/// read JSON also as a document.
+fn not_understood(error: &clap::Error, args: &[OsString]) -> ProcessExitCode {
+    error.print().ok();
+    let ours = args.split(|arg| arg == "--").next().unwrap_or_default();
+    let wants_json = ours.iter().any(|arg| arg == "--output=json")
+        || ours.windows(2).any(|pair| pair[0] == "--output" && pair[1] == "json");
+    if error.use_stderr() && wants_json {
+        let shown = error.render().to_string();
+        let mut lines = shown.lines().filter(|line| !line.is_empty());
+        let message = lines.next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        let failure = Failure::new(ExitCode::Usage, message).hint("`launcher help` explains every command");
+        // A reader that is gone needs no document.
+        crate::output::error_document(&failure).ok();
+    }
+    ProcessExitCode::from(u8::try_from(error.exit_code()).unwrap_or(ExitCode::Usage.number()))
 }
 
 fn log_to_standard_error(config: &Config) {

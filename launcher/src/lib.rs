@@ -14,5 +14,6 @@ pub mod error;
 pub mod job;
 pub mod output;
 pub mod placement;
+mod process;
 pub mod rendezvous;
 pub mod topology;

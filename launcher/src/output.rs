@@ -95,11 +95,8 @@ impl Printer {
     /// A failure, once: on standard error, and in JSON mode also as a document on standard output.
     pub fn failure(&self, failure: &Failure) {
         if self.json {
-            #[derive(Serialize)]
-            struct Document<'a> {
-                error: &'a Failure,
-            }
-            self.json(&Document { error: failure }).ok();
+            // There is nobody left to tell when standard output is gone, too.
+            error_document(failure).ok();
         }
         self.error_text(&format!("{failure}\n"));
     }
@@ -122,6 +119,15 @@ impl Printer {
         };
         text.split('\n').map(paint).collect::<Vec<_>>().join("\n")
     }
+}
+
+/// Prints a failure as a JSON document on standard output.
+///
+/// # Errors
+/// When that cannot be written.
+pub fn error_document(failure: &Failure) -> io::Result<()> {
+    let document = serde_json::json!({ "error": failure });
+    writeln!(io::stdout().lock(), "{document:#}")
 }
 
 /// A reader that closes its end (`| head`) ends the command without a word.

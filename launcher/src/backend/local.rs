@@ -10,11 +10,9 @@
 //! an end is a launcher that died.
 
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::{
@@ -24,8 +22,8 @@ use super::{
 use crate::config::StateHome;
 use crate::error::{ExitCode, Failure};
 use crate::job::Job;
-use controller::Wish;
-use folder::{Folder, private_file, replace};
+use crate::process::spawn_detached;
+use folder::{Folder, private_file, replace_durably};
 use journal::{Entry, Journal};
 use setup::Setup;
 
@@ -37,12 +35,11 @@ mod prepare;
 mod processes;
 mod report;
 mod setup;
+mod signals;
 mod state;
 
 /// The hidden command that controls a detached job.
 const CONTROLLER_COMMAND: &str = "job-controller";
-/// Wishes that a controller has not looked at: a person's.
-const WISHES_MAX: usize = 16;
 /// How long a cancelled job may take to end, beyond its own grace: then `cancel` says so.
 const CANCEL_MAX: Duration = Duration::from_secs(60);
 /// How long a detached controller may take to hold its lock.
@@ -79,21 +76,20 @@ pub async fn submit(
             .hint("set SLIPWAY_HOME to a folder that you may write")
     };
     let folder = Folder::create(home, &job.name).map_err(|error| cannot_create(&error))?;
-    let made = create(&folder, &job).map_err(|error| cannot_create(&error));
-    let uid = match made {
-        Ok(uid) => uid,
-        Err(failure) => {
-            // What was made a moment ago is of no use to anybody.
-            let _ = std::fs::remove_dir_all(folder.path());
-            return Err(failure);
-        }
+    // Locked before it is a job: nobody sees it without a controller.
+    let made = match take_lock(&folder).await {
+        Ok(lock) => create(&folder, &job).map(|uid| (lock, uid)).map_err(|error| cannot_create(&error)),
+        Err(failure) => Err(failure),
     };
+    let (lock, uid) = made.inspect_err(|_| {
+        // What was made a moment ago is of no use to anybody.
+        let _ = std::fs::remove_dir_all(folder.path());
+    })?;
     let submitted = ProgressEvent::Submitted { id: folder.id(), folder: folder.path().to_owned() };
     let _ = events.send(submitted).await;
     if options.detach {
-        return detach(&folder).await;
+        return detach(&folder, lock).await;
     }
-    let lock = take_lock(&folder).await?;
     let setup = Setup::new(&folder, job, uid, Default::default(), prepared)?;
     controlled(folder, lock, setup, events).await
 }
@@ -148,18 +144,15 @@ pub async fn logs(
 /// When there is no such job.
 pub async fn cancel(home: &StateHome, job: &str, options: CancelOptions) -> Result<JobStatus, Failure> {
     let folder = find(home, job)?;
-    let Some(pid) = folder.controller() else { return state::read(&folder) };
     let wish = if options.now { Signal::QUIT } else { Signal::TERM };
-    if let Some(process) = Pid::from_raw(i32::try_from(pid).unwrap_or_default())
-        && let Ok(process) = pidfd_open(process, PidfdFlags::empty())
-        // Looked at again after it was opened: this is the process that holds the lock.
-        && folder.controller() == Some(pid)
-    {
-        // Fails when it has ended in the meantime.
-        let _ = pidfd_send_signal(&process, wish);
-    }
     let ended = tokio::time::timeout(CANCEL_MAX, async {
-        while folder.controller().is_some() {
+        let mut told = None;
+        while folder.is_controlled() {
+            // A controller that has just begun may not have said yet who it is, or be about to hand the job over.
+            let controller = folder.controller();
+            if controller != told && controller.is_some_and(|pid| tell(&folder, pid, wish)) {
+                told = controller;
+            }
             tokio::time::sleep(POLL).await;
         }
     });
@@ -168,6 +161,16 @@ pub async fn cancel(home: &StateHome, job: &str, options: CancelOptions) -> Resu
             .hint("it is still being cancelled; `launcher job cancel --now` does not wait for the ranks"));
     }
     state::read(&folder)
+}
+
+/// Sends a signal to the controller; false when that has ended in the meantime.
+fn tell(folder: &Folder, pid: u32, wish: Signal) -> bool {
+    let process = Pid::from_raw(i32::try_from(pid).unwrap_or_default());
+    let process = process.and_then(|process| pidfd_open(process, PidfdFlags::empty()).ok());
+    process.is_some_and(|process| {
+        // Looked at again after it was opened: this is the process that holds the lock.
+        folder.controller() == Some(pid) && pidfd_send_signal(&process, wish).is_ok()
+    })
 }
 
 /// Starts an ended, cancelled or orphaned job again at its last committed step; otherwise like [`submit`].
@@ -211,13 +214,12 @@ pub async fn resume(
             Failure::new(ExitCode::CannotCreate, "failed to write the job").because(&error)
         };
         let bytes = serde_json::to_vec_pretty(&job).map_err(|error| cannot_write(error.into()))?;
-        replace(&folder.job(), &bytes).map_err(cannot_write)?;
+        replace_durably(&folder.job(), &bytes).map_err(cannot_write)?;
     }
     let submitted = ProgressEvent::Submitted { id: folder.id(), folder: folder.path().to_owned() };
     let _ = events.send(submitted).await;
     if options.detach {
-        drop(lock);
-        return detach(&folder).await;
+        return detach(&folder, lock).await;
     }
     let story = state::read_story(&folder)?;
     let setup = Setup::new(&folder, job, uid_of(&story)?, story.memory(), prepared)?;
@@ -229,8 +231,6 @@ pub async fn resume(
 /// # Errors
 /// When the folder holds no job, or another process controls it.
 pub async fn control(folder: &Path) -> Result<JobStatus, Failure> {
-    // A session of its own: the terminal's end is not the job's. Fails when it has one already.
-    let _ = rustix::process::setsid();
     let folder = Folder::at(folder);
     let job = state::read_job(&folder)?;
     let lock = take_lock(&folder).await?;
@@ -250,7 +250,7 @@ fn create(folder: &Folder, job: &Job) -> std::io::Result<String> {
     let created = Entry::Created { uid: uid.clone() };
     Journal::open(&folder.journal())?.append(controller::unix_ms(), &created, true)?;
     // Last: a folder with it is a job.
-    replace(&folder.job(), &serde_json::to_vec_pretty(job)?)?;
+    replace_durably(&folder.job(), &serde_json::to_vec_pretty(job)?)?;
     Ok(uid)
 }
 
@@ -280,44 +280,27 @@ async fn controlled(
     setup: Setup,
     events: mpsc::Sender<ProgressEvent>,
 ) -> Result<JobStatus, Failure> {
-    let (wishes, receiver) = mpsc::channel(WISHES_MAX);
-    let failed = |error: std::io::Error| {
+    let (listeners, wishes) = signals::listen().map_err(|error| {
         Failure::new(ExitCode::Internal, "failed to listen for signals").because(&error)
-    };
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut quit = signal(SignalKind::quit()).map_err(failed)?;
-    let listener = tokio::spawn(async move {
-        loop {
-            let wish = tokio::select! {
-                _ = interrupt.recv() => Wish::Cancel,
-                _ = terminate.recv() => Wish::Cancel,
-                _ = quit.recv() => Wish::CancelNow,
-            };
-            if wishes.send(wish).await.is_err() {
-                return;
-            }
-        }
-    });
-    let end = controller::run(folder, lock, setup, receiver, events).await;
-    listener.abort();
+    })?;
+    let end = controller::run(folder, lock, setup, wishes, events).await;
+    drop(listeners);
     end
 }
 
-/// Starts a controller process and returns when it controls the job.
-async fn detach(folder: &Folder) -> Result<JobStatus, Failure> {
+/// Starts a controller process, gives it the lock, and returns when it controls the job.
+async fn detach(folder: &Folder, lock: folder::Lock) -> Result<JobStatus, Failure> {
     let failed = |error: std::io::Error| {
         Failure::new(ExitCode::Internal, "failed to start the job's controller").because(&error)
     };
     let log = private_file().append(true).create(true).open(folder.launcher_log()).map_err(failed)?;
-    let mut child = std::process::Command::new(controller::this_program().map_err(failed)?)
-        .arg(CONTROLLER_COMMAND)
-        .arg(folder.path())
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().map_err(failed)?)
-        .stderr(log)
-        .spawn()
-        .map_err(failed)?;
+    let mut command = std::process::Command::new(controller::this_program().map_err(failed)?);
+    command.arg(CONTROLLER_COMMAND).arg(folder.path()).stdin(lock.hand_over());
+    command.stdout(log.try_clone().map_err(failed)?).stderr(log);
+    // No folder of the user's is kept busy.
+    let mut child = spawn_detached(command.current_dir("/")).map_err(failed)?;
+    // It holds our end of the lock.
+    drop(command);
     let begun = tokio::time::timeout(DETACH_MAX, async {
         while folder.controller() != Some(child.id()) {
             // It may end before anybody looks: then its status is the job's.

@@ -91,7 +91,11 @@ fn tell(status: &JobStatus, detached: bool, printer: Printer) -> Result<ExitCode
         printer.note(format_args!("`launcher job logs -f {}` follows it", status.id));
         return Ok(ExitCode::Ok);
     }
-    printer.data(status, output::job::summary)?;
+    // A reader that is gone changes nothing about how the job ended.
+    let printed = match printer.data(status, output::job::summary) {
+        Err(failure) if failure.code == ExitCode::Ok => Ok(()),
+        printed => printed,
+    };
     match (&status.cause, status.phase) {
         (Some(cause), Phase::Failed) => printer.error_text(&output::job::failure(status, cause)),
         (_, Phase::Failed) => printer.error_text(&format!("error: job {} failed\n", status.id)),
@@ -101,7 +105,7 @@ fn tell(status: &JobStatus, detached: bool, printer: Printer) -> Result<ExitCode
         }
         _ => {}
     }
-    Ok(output::job::exit_code(status))
+    printed.map(|()| output::job::exit_code(status))
 }
 
 #[expect(clippy::disallowed_methods, reason = "a list shows ages, and this shell owns the clock")]

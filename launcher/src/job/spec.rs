@@ -86,11 +86,13 @@ pub struct WorkersSpec {
     /// Workers that have ranks.
     #[schemars(range(min = 1, max = 65_536))]
     pub count: u32,
-    /// Go on with as few as this when workers are lost and nothing replaces them; default: `count`.
+    /// Go on with as few as this when a lost worker cannot be started again (its restarts are used up, or it does not
+    /// come back in a few seconds); default: `count`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65_536))]
     pub min: Option<u32>,
-    /// Workers held warm, without ranks, that take a lost one's place.
+    /// Workers held warm, without ranks. One takes the ranks of a worker that dies; that one is started again and is
+    /// the spare then.
     #[serde(default)]
     #[schemars(range(min = 0, max = 65_536))]
     pub spares: u32,

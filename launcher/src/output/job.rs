@@ -85,8 +85,11 @@ pub fn status(job: &JobStatus) -> String {
     let mut line = |name: &str, value: String| {
         writeln!(text, "  {name:<10} {value}").ok();
     };
-    line("ranks", format!("{} on {} workers, generation {}", job.ranks, job.workers, job.generation));
-    line("restarts", format!("{} of {}", job.restarts, job.restarts_max));
+    let workers = if job.workers == 1 { "1 worker".to_owned() } else { format!("{} workers", job.workers) };
+    line("ranks", format!("{} on {workers}, generation {}", job.ranks, job.generation));
+    if job.summary.is_none() {
+        line("restarts", format!("{} of {}", job.restarts, job.restarts_max));
+    }
     if job.steps_total.is_some() {
         line("steps", format!("{} ({} committed)", steps(job), job.committed));
     }
@@ -241,11 +244,13 @@ pub fn failure(job: &JobStatus, cause: &Cause) -> String {
         write!(text, " ended with {}", exit_status(exit)).ok();
     }
     text.push('\n');
-    for line in cause.message.lines() {
+    // What has just been said is no reason.
+    let said = cause.exit.map(exit_status);
+    for line in cause.message.lines().filter(|line| said.as_deref() != Some(*line)) {
         writeln!(text, "  because: {line}").ok();
     }
     if job.restarts > 0 {
-        writeln!(text, "  after {} of {} restarts", job.restarts, job.restarts_max).ok();
+        writeln!(text, "  after: {} of {} restarts", job.restarts, job.restarts_max).ok();
     }
     if !cause.log_tail.is_empty() {
         let whose = cause.rank.map_or_else(|| "its log".to_owned(), |rank| format!("the log of rank {rank}"));

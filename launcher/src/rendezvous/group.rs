@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use datapath::Counters;
 use worker::rendezvous::message::{Registration, ToLauncher, ToWorker};
-use worker::units::{Generation, Incarnation, WorkerId};
+use worker::units::{Generation, Incarnation, Step, WorkerId};
 
 mod budget;
 mod evidence;
@@ -251,6 +251,10 @@ pub struct Group {
     counters_of_the_gone: Counters,
     last_record: RecordId,
     persisted: RecordId,
+    /// The last commit that was written down.
+    recorded_commit: Step,
+    /// Its record, while that is not on the disk.
+    commit_under_way: Option<RecordId>,
     /// The last generation's ranks and numbers, once the job has ended.
     last_ranks: Vec<RankView>,
     ended: Option<GroupSummary>,
@@ -269,6 +273,7 @@ impl Group {
             state: State::Pending,
             generation: memory.generation,
             seats: memory.seats,
+            recorded_commit: memory.committed,
             start: Start { committed: memory.committed, settled: memory.settled, work: memory.work },
             restarts: memory.restarts,
             budget: Budget::new(config.restarts),
@@ -278,6 +283,7 @@ impl Group {
             counters_of_the_gone: Counters::default(),
             last_record: RecordId(0),
             persisted: RecordId(0),
+            commit_under_way: None,
             last_ranks: Vec::new(),
             ended: None,
             stop_grace: config.timing.stop_grace,
@@ -300,6 +306,7 @@ impl Group {
             Event::Gone { worker, pid, how } => self.gone(worker, pid, &how, now),
             Event::Persisted(id) => {
                 self.persisted = self.persisted.max(id);
+                self.commit_is_recorded();
                 self.record_is_safe(now);
             }
             Event::Swept { generation, workers } => self.swept(generation, &workers, now),

@@ -6,12 +6,13 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use worker::rendezvous::message::ToWorker;
 use worker::units::{Incarnation, WorkerId};
 
 use super::folder::{Folder, Lock};
+use super::journal::writer::{Order, Writer, Written};
 use super::journal::{Entry, Journal};
 use super::processes::{ProcessEvent, Processes};
 use super::report::Reporter;
@@ -19,11 +20,15 @@ use super::setup::Setup;
 use crate::backend::{JobStatus, Phase, ProgressEvent};
 use crate::error::{ExitCode, Failure};
 use crate::rendezvous::authority::Authority;
-use crate::rendezvous::group::{Action, Event, Group, NO_PROCESS, Now, Outcome};
+use crate::rendezvous::group::{Action, Event, Group, NO_PROCESS, Now, Outcome, RecordId};
 use crate::rendezvous::server::{Inbound, Outbound, Server};
 
 /// How often time passes for the group: a tenth of its shortest limit that a person notices.
 const TICK: Duration = Duration::from_millis(50);
+
+/// How long the end of all processes is waited for when the job must be given up at once: longer than the kernel needs
+/// to take a killed process's memory back.
+const ABANDON_MAX: Duration = Duration::from_secs(30);
 
 /// What can be asked of a controller from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +44,7 @@ pub(super) struct Controller {
     folder: Folder,
     setup: Setup,
     group: Group,
-    journal: Journal,
+    journal: Writer,
     processes: Processes,
     sessions: BTreeMap<(WorkerId, Incarnation), Outbound>,
     server: Server,
@@ -55,6 +60,7 @@ struct Ears {
     inbound: mpsc::Receiver<Inbound>,
     processes: mpsc::Receiver<ProcessEvent>,
     wishes: mpsc::Receiver<Wish>,
+    written: watch::Receiver<Written>,
 }
 
 /// Controls the job to its end and returns its last status.
@@ -86,6 +92,7 @@ pub(super) async fn run(
     let mut journal = Journal::open(&folder.journal()).map_err(cannot_write)?;
     let begun = Entry::Controller { pid: std::process::id(), workers: setup.job.workers.count.get() };
     journal.append(unix_ms(), &begun, false).map_err(cannot_write)?;
+    let (journal, written) = Writer::start(journal).map_err(|error| internal(&error))?;
     let program = this_program().map_err(|error| internal(&error))?;
     let (processes, process_events) = Processes::new(
         program,
@@ -109,11 +116,26 @@ pub(super) async fn run(
         cancelling: false,
         _lock: lock,
     };
-    controller.run(Ears { inbound, processes: process_events, wishes }).await
+    controller.run(Ears { inbound, processes: process_events, wishes, written }).await
 }
 
 impl Controller {
     async fn run(mut self, mut ears: Ears) -> Result<JobStatus, Failure> {
+        if let Err(failure) = self.live(&mut ears).await {
+            self.abandon(&mut ears).await;
+            return Err(failure);
+        }
+        if let Some(Outcome::Failed { cause }) = self.group.outcome() {
+            tracing::info!(message = %cause.message, "the job failed");
+        }
+        self.sessions.clear();
+        self.server.close().await;
+        self.journal.close().await;
+        Ok(self.reporter.finish(&self.group, unix_ms()))
+    }
+
+    /// Until the job is over.
+    async fn live(&mut self, ears: &mut Ears) -> Result<(), Failure> {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut wishes_are_open = true;
@@ -122,6 +144,14 @@ impl Controller {
             tokio::select! {
                 Some(inbound) = ears.inbound.recv() => self.inbound(inbound).await?,
                 Some(event) = ears.processes.recv() => self.process(event).await?,
+                told = ears.written.changed() => {
+                    let written = ears.written.borrow_and_update().clone();
+                    match (told, written) {
+                        (Ok(()), Ok(record)) => self.handle(Event::Persisted(record)).await?,
+                        (_, Err(error)) => return Err(self.cannot_write(&error)),
+                        (Err(gone), _) => return Err(self.cannot_write(&gone)),
+                    }
+                }
                 wish = ears.wishes.recv(), if wishes_are_open => match wish {
                     Some(wish) => self.wish(wish).await?,
                     None => wishes_are_open = false,
@@ -129,13 +159,23 @@ impl Controller {
                 _ = ticks.tick() => self.handle(Event::Tick).await?,
             }
         }
-        let outcome = self.group.outcome().cloned();
-        if let Some(Outcome::Failed { cause }) = &outcome {
-            tracing::info!(message = %cause.message, "the job failed");
+        Ok(())
+    }
+
+    /// Nothing can be written down any more, so nothing more may be decided: everything is killed.
+    async fn abandon(&mut self, ears: &mut Ears) {
+        let workers = (0..self.setup.worker_count()).map(WorkerId).collect();
+        self.processes.sweep(self.group.generation(), workers);
+        let swept = async {
+            while let Some(event) = ears.processes.recv().await {
+                if !matches!(event, ProcessEvent::Gone { .. }) {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(ABANDON_MAX, swept).await.is_err() {
+            tracing::error!("processes of the job may be left");
         }
-        self.sessions.clear();
-        self.server.close().await;
-        Ok(self.reporter.finish(&self.group, unix_ms()))
     }
 
     async fn inbound(&mut self, inbound: Inbound) -> Result<(), Failure> {
@@ -159,6 +199,12 @@ impl Controller {
                 Event::Gone { worker, pid, how }
             }
             ProcessEvent::Swept { generation, workers } => Event::Swept { generation, workers },
+            // A generation beside what is left of the last one would be worse than none.
+            ProcessEvent::Unswept { why } => {
+                return Err(Failure::new(ExitCode::Temporary, "failed to kill all that is left of the ranks")
+                    .because(&*why)
+                    .hint("when they are gone, `launcher job resume` goes on from the last committed step"));
+            }
         };
         self.handle(event).await
     }
@@ -178,9 +224,9 @@ impl Controller {
             let now = self.now();
             let actions = self.group.handle(event, now);
             // The phase is told before what follows from it, so that a journal reads in order.
-            self.note_phase().await?;
+            self.note_phase().await;
             for action in actions {
-                if let Some(event) = self.act(action).await? {
+                if let Some(event) = self.act(action).await {
                     events.push_back(event);
                 }
             }
@@ -189,14 +235,12 @@ impl Controller {
         Ok(())
     }
 
-    async fn act(&mut self, action: Action) -> Result<Option<Event>, Failure> {
+    async fn act(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Persist { id, record } => {
-                let durable = record.is_durable();
-                self.append(&Entry::Group(record), durable)?;
-                return Ok(Some(Event::Persisted(id)));
+                self.append(Entry::Group(record), Some(id)).await;
             }
-            Action::Launch { worker } => return Ok(Some(self.launch(worker))),
+            Action::Launch { worker } => return Some(self.launch(worker)),
             Action::Sweep { generation, workers } => self.processes.sweep(generation, workers),
             Action::Send { worker, incarnation, message } => self.send(worker, incarnation, message),
             Action::Restarting { cause, backoff } => {
@@ -204,7 +248,7 @@ impl Controller {
             }
             Action::Done(_) => {}
         }
-        Ok(None)
+        None
     }
 
     fn launch(&mut self, worker: WorkerId) -> Event {
@@ -231,47 +275,43 @@ impl Controller {
         }
     }
 
-    fn append(&mut self, entry: &Entry, durable: bool) -> Result<(), Failure> {
-        self.journal.append(unix_ms(), entry, durable).map_err(|error| {
-            let path = self.folder.journal();
-            Failure::new(ExitCode::CannotCreate, format!("failed to write {}", path.display()))
-                .because(&error)
-                .hint("is the disk full? `launcher job resume` goes on from the last committed step")
-        })
+    /// Queues an entry. When nothing more can be written, [`Ears::written`] says so and why.
+    async fn append(&self, entry: Entry, record: Option<RecordId>) {
+        let _ = self.journal.append(Order { at: unix_ms(), entry, record }).await;
     }
 
-    async fn note_phase(&mut self) -> Result<(), Failure> {
+    fn cannot_write(&self, error: &dyn std::error::Error) -> Failure {
+        let path = self.folder.journal();
+        Failure::new(ExitCode::CannotCreate, format!("failed to write {}", path.display()))
+            .because(error)
+            .hint("is the disk full? `launcher job resume` goes on from the last committed step")
+    }
+
+    async fn note_phase(&mut self) {
         let phase = self.group.phase();
         if phase == self.phase {
-            return Ok(());
+            return;
         }
         self.phase = phase;
         let generation = self.group.generation();
-        self.append(&Entry::Phase { phase, generation }, false)?;
+        self.append(Entry::Phase { phase, generation }, None).await;
         self.reporter.phase(&self.group, unix_ms()).await;
-        Ok(())
     }
 
     fn now(&self) -> Now {
-        let unix = SystemTime::now_unix();
-        Now { elapsed: self.started.elapsed(), unix_ns: u64::try_from(unix.as_nanos()).unwrap_or(u64::MAX) }
-    }
-}
-
-trait UnixNow {
-    fn now_unix() -> Duration;
-}
-
-impl UnixNow for SystemTime {
-    #[expect(clippy::disallowed_methods, reason = "a shell: it owns the clock")]
-    fn now_unix() -> Duration {
-        Self::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+        let unix_ns = u64::try_from(since_unix_epoch().as_nanos()).unwrap_or(u64::MAX);
+        Now { elapsed: self.started.elapsed(), unix_ns }
     }
 }
 
 /// Milliseconds since the Unix epoch.
 pub(super) fn unix_ms() -> u64 {
-    u64::try_from(SystemTime::now_unix().as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(since_unix_epoch().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[expect(clippy::disallowed_methods, reason = "a shell: it owns the clock")]
+fn since_unix_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 #[expect(clippy::disallowed_methods, reason = "a shell: it owns the clock")]

@@ -2,8 +2,10 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
@@ -27,7 +29,7 @@ pub(super) struct Folder(PathBuf);
 
 /// The right to control a job; ends with the process, however that ends.
 #[derive(Debug)]
-pub(super) struct Lock(#[expect(dead_code, reason = "held, not used")] File);
+pub(super) struct Lock(File);
 
 impl Folder {
     /// Takes a folder that exists.
@@ -44,8 +46,11 @@ impl Folder {
             let folder = Self(jobs.join(format!("{name}-{suffix:0SUFFIX_HEX_DIGITS$x}")));
             match private().create(&folder.0) {
                 Ok(()) => {
-                    for inner in [folder.logs(), folder.checkpoints()] {
-                        private().create(inner)?;
+                    let mut inner = [folder.logs(), folder.checkpoints()].into_iter();
+                    if let Err(error) = inner.try_for_each(|inner| private().create(inner)) {
+                        // Half a folder is of no use to anybody.
+                        let _ = fs::remove_dir_all(&folder.0);
+                        return Err(error);
                     }
                     return Ok(folder);
                 }
@@ -133,10 +138,14 @@ impl Folder {
         self.0.join("controller.lock")
     }
 
-    /// Takes the right to control the job; none if another process has it.
+    /// Takes the right to control the job; none if another process has it. A process that was handed the right (see
+    /// [`Lock::hand_over`]) has it already.
     pub(super) async fn lock(&self) -> io::Result<Option<Lock>> {
         let mut options = private_file();
         let mut file = options.read(true).write(true).create(true).truncate(false).open(self.lock_file())?;
+        if let Some(handed) = handed_over(&file)? {
+            file = handed;
+        }
         for _ in 0..LOCK_TRIES {
             if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
                 file.set_len(0)?;
@@ -149,16 +158,37 @@ impl Folder {
         Ok(None)
     }
 
-    /// The living process that controls the job.
+    /// Whether a living process controls the job.
+    pub(super) fn is_controlled(&self) -> bool {
+        File::open(self.lock_file())
+            .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared).is_err())
+    }
+
+    /// The living process that controls the job; none also while it has not said who it is.
     pub(super) fn controller(&self) -> Option<u32> {
-        let file = File::open(self.lock_file()).ok()?;
-        if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+        if !self.is_controlled() {
             return None;
         }
         let mut text = String::new();
-        file.take(LOCK_BYTES_MAX).read_to_string(&mut text).ok()?;
+        File::open(self.lock_file()).ok()?.take(LOCK_BYTES_MAX).read_to_string(&mut text).ok()?;
         text.trim().parse().ok()
     }
+}
+
+impl Lock {
+    /// The lock as a new process's standard input: the right is that process's as soon as this one lets go of it, and
+    /// at no time nobody's.
+    pub(super) fn hand_over(self) -> Stdio {
+        self.0.into()
+    }
+}
+
+/// Standard input, if it is this file: then the lock came with it.
+fn handed_over(file: &File) -> io::Result<Option<File>> {
+    let Ok(input) = io::stdin().as_fd().try_clone_to_owned() else { return Ok(None) };
+    let (input, wanted) = (File::from(input), file.metadata()?);
+    let is_it = input.metadata().is_ok_and(|it| (it.dev(), it.ino()) == (wanted.dev(), wanted.ino()));
+    Ok(is_it.then_some(input))
 }
 
 fn private() -> DirBuilder {
@@ -176,11 +206,27 @@ pub(super) fn private_file() -> OpenOptions {
 
 /// Replaces a file's content as one step: a reader sees the old or the new.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    put(path, bytes, |_| Ok(()))
+}
+
+/// The same, and it is on the disk when this returns.
+pub(super) fn replace_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    put(path, bytes, File::sync_all)?;
+    sync_folder(path)
+}
+
+fn put(path: &Path, bytes: &[u8], sync: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut file = private_file().write(true).create(true).truncate(true).open(&new)?;
     file.write_all(bytes)?;
+    sync(&file)?;
     drop(file);
     fs::rename(&new, path)
+}
+
+/// Makes the name of a file durable.
+pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 #[cfg(test)]

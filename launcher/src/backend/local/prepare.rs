@@ -140,8 +140,22 @@ pub(super) fn plan(job: &Job, prepared: &Prepared) -> Plan {
         workdir: job.run.workdir.clone(),
         workers: workers.collect(),
         data: job.data.as_ref().zip(prepared.data.as_ref()).map(|(data, found)| planned(job, data, found)),
-        notes: prepared.placement.notes.clone(),
+        notes: prepared.placement.notes.iter().cloned().chain(notes(job)).collect(),
     }
+}
+
+/// What a lost worker means here, where it can always be started again.
+fn notes(job: &Job) -> impl Iterator<Item = String> {
+    let workers = &job.workers;
+    let spares = (workers.spares > 0).then(|| {
+        let number = workers.spares;
+        format!("{number} spare workers wait without ranks; one takes the ranks of a worker that dies, which is started again as the spare")
+    });
+    let fewer = (workers.min < workers.count).then(|| {
+        let min = workers.min;
+        format!("a worker that cannot be started again is done without, down to {min} workers")
+    });
+    spares.into_iter().chain(fewer)
 }
 
 fn planned(job: &Job, data: &Data, found: &PreparedData) -> PlannedData {

@@ -29,6 +29,8 @@ pub(super) enum ProcessEvent {
     Gone { worker: WorkerId, pid: u32, how: String },
     /// Nothing is left of these workers and their ranks.
     Swept { generation: Generation, workers: Vec<WorkerId> },
+    /// Something is left that cannot be killed.
+    Unswept { why: Box<dyn std::error::Error + Send + Sync> },
 }
 
 /// All worker processes of a job.
@@ -122,18 +124,19 @@ impl Processes {
                 }
                 killed
             });
-            match swept.await {
+            let event = match swept.await {
                 Ok(Ok(killed)) => {
                     let killed: usize = killed.iter().sum();
                     if killed > 0 {
                         tracing::info!(killed, "killed processes that were left");
                     }
+                    ProcessEvent::Swept { generation, workers }
                 }
-                Ok(Err(error)) => tracing::error!(%error, "cannot kill all that is left"),
-                Err(error) => tracing::error!(%error, "the sweep failed"),
-            }
+                Ok(Err(error)) => ProcessEvent::Unswept { why: error.into() },
+                Err(error) => ProcessEvent::Unswept { why: error.into() },
+            };
             // The controller is gone only at the end of everything.
-            let _ = events.send(ProcessEvent::Swept { generation, workers }).await;
+            let _ = events.send(event).await;
         });
     }
 }

@@ -59,7 +59,7 @@ pub(super) fn write(folder: &Folder, status: &JobStatus) -> std::io::Result<()> 
 /// What is known of a job now.
 pub(super) fn read(folder: &Folder) -> Result<JobStatus, Failure> {
     // The lock is looked at first: a controller that ends between the two looks has written its last status.
-    let controller = folder.controller();
+    let is_controlled = folder.is_controlled();
     let mut status =
         match fs::read(folder.status()).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
             Some(status) => status,
@@ -69,8 +69,8 @@ pub(super) fn read(folder: &Folder) -> Result<JobStatus, Failure> {
             }
         };
     status.folder = folder.path().to_owned();
-    status.controller_pid = controller;
-    if controller.is_none() && !status.phase.is_over() {
+    status.controller_pid = folder.controller();
+    if !is_controlled && !status.phase.is_over() {
         orphaned(&mut status, &read_story(folder)?);
     }
     Ok(status)
@@ -109,11 +109,11 @@ fn orphaned(status: &mut JobStatus, story: &Story) {
                 message: "the process that controlled the job died".to_owned(),
                 hint: format!("go on from step {}: launcher job resume {}", status.committed, status.id),
                 log_tail: Vec::new(),
-                seen_unix_ms: story.lines.last().map_or(0, |line| line.at),
+                seen_unix_ms: story.ended(),
             });
         }
     }
-    status.ended_unix_ms = status.ended_unix_ms.or_else(|| story.lines.last().map(|line| line.at));
+    status.ended_unix_ms = status.ended_unix_ms.or(Some(story.ended()));
     for rank in &mut status.rank_status {
         rank.pid = None;
     }

@@ -14,6 +14,7 @@ use super::{Action, Group, Now};
 impl Group {
     /// Begins to end the active generation.
     pub(super) fn fence(&mut self, cause: Option<Cause>, then: Next) {
+        self.record_commit();
         let (State::Assigned { world }
         | State::Joining { world }
         | State::Running { world }
@@ -182,6 +183,9 @@ impl Group {
         match then {
             Next::Restart { backoff } => {
                 self.start = world.progress.restart();
+                for member in self.members.values_mut() {
+                    member.is_given_up = false;
+                }
                 self.gather(now, backoff);
             }
             Next::End(outcome) => self.end(outcome),
@@ -190,6 +194,7 @@ impl Group {
 
     /// Writes the job's end down, then tells everybody.
     pub(super) fn end(&mut self, outcome: Outcome) {
+        self.record_commit();
         if let Outcome::Failed { cause } = &outcome {
             self.last_cause = Some(Cause::clone(cause));
         }
@@ -220,6 +225,16 @@ impl Group {
             let Some(member) = self.members.get_mut(worker) else { continue };
             member.is_being_swept = false;
             member.leave(Presence::Absent);
+        }
+        if let Some(world) = self.world()
+            && !matches!(self.state, State::Fencing { .. })
+        {
+            // Only a spare can be lost while the others run on.
+            let spares = workers.iter().filter(|worker| world.seat(**worker).is_none());
+            for worker in spares.copied().collect::<Vec<_>>() {
+                self.relaunch_spare(worker, now);
+            }
+            return;
         }
         let is_of_now = generation == self.generation;
         match &mut self.state {

@@ -203,7 +203,7 @@ impl Group {
         for worker in workers {
             let Some(member) = self.members.get_mut(worker) else { continue };
             match member.presence {
-                Presence::Absent => {
+                Presence::Absent if !member.is_given_up => {
                     member.presence = Presence::Launching { since: now.elapsed, pid: None };
                     self.out.push(Action::Launch { worker: *worker });
                 }
@@ -229,9 +229,16 @@ impl Group {
         }
     }
 
-    /// A worker was lost before anything was active: it is launched again, on the restart budget.
+    /// A worker was lost before anything was active: it is launched again, on the restart budget. When that is used up
+    /// the job goes on without it, if the others are enough.
     pub(super) fn lost_while_gathering(&mut self, worker: WorkerId, why: &str, now: Now) {
         let Some(backoff) = self.budget.spend(now.elapsed) else {
+            if self.can_do_without(worker) {
+                return match self.state {
+                    State::Preflight { .. } => self.gather(now, Duration::ZERO),
+                    _ => self.close_gathering(now),
+                };
+            }
             let mut cause = Cause::plain(
                 CauseCode::WorkerLost,
                 self.generation,
@@ -252,17 +259,31 @@ impl Group {
         self.launch_the_absent(now);
     }
 
+    /// Gives a worker up, if those that are here or on their way are enough without it.
+    fn can_do_without(&mut self, worker: WorkerId) -> bool {
+        let is_left = |member: &&Member| {
+            !member.is_given_up && !matches!(member.presence, Presence::Absent | Presence::Lost)
+        };
+        let left = self.members.values().filter(is_left).count();
+        let is_enough = u32::try_from(left).is_ok_and(|left| left >= self.config.min_workers);
+        if is_enough && let Some(member) = self.members.get_mut(&worker) {
+            member.is_given_up = true;
+        }
+        is_enough
+    }
+
     pub(super) fn close_gathering(&mut self, now: Now) {
         let present: BTreeSet<WorkerId> =
             self.members.iter().filter(|(_, member)| member.is_eligible()).map(|(id, _)| *id).collect();
         let have = u32::try_from(present.len()).unwrap_or(u32::MAX);
+        let hoped_for = self.members.values().filter(|member| !member.is_given_up).count();
         let State::Gathering { recorded: true, not_before, enough, .. } = &mut self.state else { return };
         if have < self.config.min_workers {
             *enough = None;
             return;
         }
         let called = enough.get_or_insert(now.elapsed).saturating_add(self.config.timing.last_call);
-        let is_complete = present.len() == self.members.len();
+        let is_complete = present.len() >= hoped_for;
         let is_full_again = have >= self.config.workers && !self.seats.is_empty();
         if now.elapsed < *not_before || !(is_complete || is_full_again || now.elapsed >= called) {
             return;
@@ -297,7 +318,12 @@ impl Group {
 
     fn assign(&mut self, members: &BTreeSet<WorkerId>, now: Now) {
         let wanted = usize::try_from(self.config.workers).unwrap_or(usize::MAX);
-        self.seats = seats(&self.seats, members, wanted);
+        let replaced = self.members.iter().filter(|(_, member)| member.is_replaced);
+        let replaced = replaced.map(|(worker, _)| *worker).collect();
+        self.seats = seats(&self.seats, members, &replaced, wanted);
+        for member in self.members.values_mut() {
+            member.is_replaced = false;
+        }
         let seats: Vec<Seat> = self
             .seats
             .iter()

@@ -103,7 +103,7 @@ pub struct GroupSummary {
 }
 
 /// What is known from the records of earlier launchers.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Memory {
     /// The largest generation ever taken.
     pub generation: Generation,

@@ -150,13 +150,13 @@ impl Progress {
         }
     }
 
-    /// Takes in what a rank says; the new committed step, if that moved it. What was said before changes nothing.
-    pub(super) fn take(&mut self, progress: &RankProgress) -> Option<Step> {
-        let index = usize::try_from(progress.rank.0).ok()?;
+    /// Takes in what a rank says. What was said before changes nothing.
+    pub(super) fn take(&mut self, progress: &RankProgress) {
+        let Ok(index) = usize::try_from(progress.rank.0) else { return };
         for step in &progress.consumed {
             self.consumed(index, step);
         }
-        let rank = self.ranks.get_mut(index)?;
+        let Some(rank) = self.ranks.get_mut(index) else { return };
         rank.ended |= progress.ended;
         for (name, value) in &progress.reported {
             if rank.reported.len() < REPORTED_NAMES_MAX || rank.reported.contains_key(name) {
@@ -165,9 +165,8 @@ impl Progress {
         }
         if let Some(step) = progress.committed {
             rank.committed = rank.committed.max(step);
-            return self.advance();
+            self.advance();
         }
-        None
     }
 
     /// Steps done and durable on every rank.
@@ -283,10 +282,10 @@ impl Progress {
         }
     }
 
-    fn advance(&mut self) -> Option<Step> {
-        let committed = self.ranks.iter().map(|rank| rank.committed).min()?;
+    fn advance(&mut self) {
+        let committed = self.ranks.iter().map(|rank| rank.committed).min().unwrap_or_default();
         if committed <= self.committed || committed < self.sealed_until {
-            return None;
+            return;
         }
         self.settled.add_all(&std::mem::take(&mut self.sealed));
         let later = self.complete.split_off(&committed);
@@ -295,7 +294,6 @@ impl Progress {
         }
         self.committed = committed;
         self.sealed_until = committed;
-        Some(committed)
     }
 }
 
@@ -337,10 +335,13 @@ mod tests {
         let mut progress = Progress::new(2, NonZeroU64::new(2), Start::default());
         progress.take(&says(0, &[(0, 1), (1, 2)], None));
         progress.take(&says(1, &[(0, 4), (1, 8)], None));
-        assert_eq!(progress.take(&says(0, &[], Some(1))), None);
-        assert_eq!(progress.take(&says(1, &[], Some(2))), Some(Step(1)));
+        progress.take(&says(0, &[], Some(1)));
+        assert_eq!(progress.committed(), Step(0));
+        progress.take(&says(1, &[], Some(2)));
+        assert_eq!(progress.committed(), Step(1));
         assert_eq!(progress.settled().totals.digest, OrderDigest(5));
-        assert_eq!(progress.take(&says(1, &[], Some(0))), None);
+        progress.take(&says(1, &[], Some(0)));
+        assert_eq!(progress.committed(), Step(1));
         let next = Progress::new(3, NonZeroU64::new(2), progress.restart());
         assert_eq!(next.totals().totals.digest, OrderDigest(5), "step 1 is forgotten: it comes again");
         assert_eq!(next.step(), Step(1));
@@ -365,7 +366,8 @@ mod tests {
     #[test]
     fn unknown_ranks_and_endless_steps_change_nothing() {
         let mut progress = Progress::new(1, None, Start::default());
-        assert_eq!(progress.take(&says(7, &[(0, 1)], Some(9))), None);
+        progress.take(&says(7, &[(0, 1)], Some(9)));
+        assert_eq!(progress.committed(), Step(0));
         progress.take(&says(0, &[(u64::MAX, 1)], None));
         assert_eq!(progress.totals().totals.steps, 1);
     }

@@ -110,28 +110,49 @@ impl Group {
 
     fn take_progress(&mut self, worker: WorkerId, generation: Generation, progress: &[RankProgress]) {
         let Some(world) = self.seated(worker, generation) else { return };
-        let before = world.progress.settled().epochs.clone();
-        let mut committed = None;
         for rank in progress {
             if world.owner(rank.rank).is_some_and(|seat| seat.worker == worker) {
-                committed = world.progress.take(rank).or(committed);
+                world.progress.take(rank);
             }
         }
         if progress.iter().any(|rank| !rank.reported.is_empty()) {
             let reported = world.progress.reported();
             self.reported.extend(reported);
         }
-        let Some(step) = committed else { return };
+        // One at a time: a slow disk makes commits rarer, it does not queue them up.
+        if self.commit_under_way.is_none() {
+            self.record_commit();
+        }
+    }
+
+    /// Writes the committed step down, if it moved since.
+    pub(super) fn record_commit(&mut self) {
         let Some(world) = self.world() else { return };
+        let (generation, committed) = (world.generation, world.progress.committed());
+        let recorded = self.recorded_commit;
+        if committed <= recorded {
+            return;
+        }
         let settled = world.progress.settled();
-        let epochs = settled.epochs.iter().filter(|(epoch, digest)| before.get(epoch) != Some(digest));
+        let first = self.config.steps_per_epoch.map_or(0, |steps| recorded.0 / steps.get());
+        let epochs = settled.epochs.range(first..).map(|(epoch, digest)| (*epoch, *digest)).collect();
         let record = Record::Commit {
             generation,
-            committed: step,
-            settled: Settled { totals: settled.totals, epochs: epochs.map(|(e, d)| (*e, *d)).collect() },
+            committed,
+            settled: Settled { totals: settled.totals, epochs },
             work: world.progress.work(),
         };
-        self.persist(record);
+        self.commit_under_way = Some(self.persist(record));
+        self.recorded_commit = committed;
+    }
+
+    /// Once a commit is on the disk the next one may be written.
+    pub(super) fn commit_is_recorded(&mut self) {
+        if self.commit_under_way.take_if(|record| *record <= self.persisted).is_some()
+            && !matches!(self.state, State::Fencing { .. })
+        {
+            self.record_commit();
+        }
     }
 
     pub(super) fn exited(&mut self, worker: WorkerId, generation: Generation, exit: Exit, now: Now) {

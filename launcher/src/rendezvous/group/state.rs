@@ -93,6 +93,10 @@ pub(super) struct Member {
     pub(super) presence: Presence,
     retired: VecDeque<Incarnation>,
     pub(super) is_being_swept: bool,
+    /// Its process died since places were last given out: what is there now is cold.
+    pub(super) is_replaced: bool,
+    /// It was lost too often: until the next restart the job does without it.
+    pub(super) is_given_up: bool,
     /// Launches since the generation was gathered; a spare is launched again a few times only.
     pub(super) relaunches: u32,
 }
@@ -128,6 +132,7 @@ impl Member {
                 self.retired.pop_front();
             }
             self.retired.push_back(present.incarnation);
+            self.is_replaced = true;
         }
     }
 }

@@ -403,6 +403,61 @@ fn a_commit_is_on_the_disk_before_the_fence_is_told_and_a_restart_begins_there()
     assert!(rig.was_told(1, starts_there));
 }
 
+fn commits(worker: u32, step: u64) -> ToLauncher {
+    let rank = RankProgress {
+        rank: Rank(worker),
+        consumed: Vec::new(),
+        committed: Some(Step(step)),
+        reported: BTreeMap::new(),
+        ended: false,
+    };
+    ToLauncher::Heartbeat { generation: Generation(1), progress: vec![rank], counters: Counters::default() }
+}
+
+#[test]
+fn a_slow_disk_makes_commits_rarer_and_loses_none() {
+    let mut rig = Rig::running(config(1, 0));
+    let recorded = |rig: &Rig| -> Vec<u64> {
+        let commits = rig.records.iter().filter_map(|record| match record {
+            Record::Commit { committed, .. } => Some(committed.0),
+            _ => None,
+        });
+        commits.collect()
+    };
+    rig.disk = false;
+    for step in 1..=100 {
+        rig.says(0, commits(0, step));
+    }
+    assert_eq!(recorded(&rig), [1], "one is under way");
+    rig.handle(Event::Persisted(rig.group.last_record));
+    assert_eq!(recorded(&rig), [1, 100], "the next one stands for all since");
+    rig.says(0, commits(0, 120));
+    rig.fail(0, CauseKind::Signal, "x");
+    assert_eq!(recorded(&rig), [1, 100, 120], "what was committed is written down before the fence");
+}
+
+#[test]
+fn an_elastic_job_does_without_a_worker_whose_restarts_are_used_up() {
+    let mut config = config(3, 0);
+    config.min_workers = 2;
+    let mut rig = Rig::running(config);
+    rig.gone(1);
+    rig.pass(Duration::from_secs(1));
+    rig.says(0, ToLauncher::Fenced { generation: Generation(1) });
+    rig.says(2, ToLauncher::Fenced { generation: Generation(1) });
+    // One restart is spent; the second goes, and then there is none.
+    for _ in 0..2 {
+        assert_eq!(rig.group.phase(), Phase::Gathering);
+        rig.gone(1);
+        rig.handle(Event::Tick);
+    }
+    rig.to_running();
+    assert_eq!((rig.group.view().world_size, rig.group.seats.clone()), (2, vec![WorkerId(0), WorkerId(2)]));
+    let launches = rig.launched.len();
+    rig.pass(Duration::from_secs(10));
+    assert_eq!(rig.launched.len(), launches, "it is not tried again beside a job that runs");
+}
+
 #[test]
 fn a_rank_that_returns_0_while_others_go_on_without_it_is_the_cause() {
     let mut rig = Rig::running(config(2, 0));

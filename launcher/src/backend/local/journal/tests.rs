@@ -75,6 +75,60 @@ fn a_torn_line_does_not_swallow_the_next() {
     assert_eq!(story.memory().generation, Generation(2));
 }
 
+/// A year of commits, every second: bounded, and nothing is forgotten.
+#[test]
+fn a_journal_that_grows_is_replaced_by_what_it_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal.jsonl");
+    let mut journal = Journal::open(&path).unwrap();
+    journal.append(1, &Entry::Created { uid: "u".to_owned() }, false).unwrap();
+    // What a launcher left that was killed while it did the same.
+    std::fs::write(path.with_extension("new"), b"half a li").unwrap();
+    let mut expected = Memory::default();
+    let mut largest = 0;
+    for index in 0..20_000 {
+        let record = record(index);
+        expected.take(&record);
+        let entry = Entry::Group(Box::new(record));
+        journal.append(index + 2, &entry, false).unwrap();
+        largest = largest.max(std::fs::metadata(&path).unwrap().len());
+    }
+    assert!(largest < 2 * COMPACT_BYTES, "{largest} bytes");
+    let story = Story::read(&path).unwrap();
+    assert_eq!(story.damaged, 0);
+    assert_eq!((story.uid().as_deref(), story.created(), story.ended()), (Some("u"), 1, 20_001));
+    assert_eq!(story.memory(), expected);
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn the_writer_tells_what_is_safe_and_why_no_more_will_be() {
+    use super::writer::{Order, Writer};
+    use crate::rendezvous::group::RecordId;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal.jsonl");
+    let order = |id: u64| Order {
+        at: id,
+        entry: Entry::Group(Box::new(record(id))),
+        record: Some(RecordId(id)),
+    };
+    let (writer, mut written) = Writer::start(Journal::open(&path).unwrap()).unwrap();
+    for id in 1..=40 {
+        assert!(writer.append(order(id)).await);
+    }
+    written.wait_for(|told| *told.as_ref().unwrap() == RecordId(40)).await.unwrap();
+    assert_eq!(Story::read(&path).unwrap().lines.len(), 40);
+    writer.close().await;
+
+    let full = Journal::open(Path::new("/dev/full")).unwrap();
+    let (writer, mut written) = Writer::start(full).unwrap();
+    assert!(writer.append(order(1)).await);
+    let told = written.wait_for(Result::is_err).await.unwrap().clone();
+    assert_eq!(told.unwrap_err().kind(), io::ErrorKind::StorageFull);
+    writer.close().await;
+}
+
 proptest! {
     #[test]
     fn a_cut_loses_only_what_is_behind_it(count in 0_u64..12, cut in any::<prop::sample::Index>()) {
