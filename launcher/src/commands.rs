@@ -53,7 +53,7 @@ fn not_understood(error: &clap::Error, args: &[OsString]) -> ProcessExitCode {
         // A reader that is gone needs no document.
         crate::output::error_document(&failure).ok();
     }
-    ProcessExitCode::from(u8::try_from(error.exit_code()).unwrap_or(ExitCode::Usage.number()))
+    ProcessExitCode::from(u8::try_from(error.exit_code()).unwrap_or_else(|_| ExitCode::Usage.number()))
 }
 
 fn log_to_standard_error(config: &Config) {

@@ -20,7 +20,7 @@ pub struct Running<'user> {
 
 impl<'user> Running<'user> {
     /// Starts `launcher ARGS…` with JSON output.
-    pub fn start(user: &'user User, args: &[&str]) -> Self {
+    pub fn start<A: AsRef<std::ffi::OsStr>>(user: &'user User, args: &[A]) -> Self {
         let mut command = user.command(args);
         // Files, not pipes: a pipe that nobody reads would stop the job.
         let out = std::fs::File::create(user.work().join("stdout.json")).unwrap();
@@ -53,6 +53,20 @@ impl<'user> Running<'user> {
         }
     }
 
+    /// Whether it has ended.
+    pub fn is_over(&mut self) -> bool {
+        self.child.as_mut().unwrap().try_wait().unwrap().is_some()
+    }
+
+    /// Waits for its end, however it ends.
+    pub fn await_end(&mut self) {
+        let deadline = now() + crate::program::RUN_LIMIT;
+        while !self.is_over() {
+            assert!(now() < deadline, "the job does not end\n{}", self.stderr());
+            pause();
+        }
+    }
+
     /// Waits for its end.
     pub fn finish(mut self) -> Finished {
         let output = wait(self.child.take().unwrap());
@@ -64,7 +78,9 @@ impl<'user> Running<'user> {
         }
     }
 
-    fn stderr(&self) -> String {
+    /// What it wrote to standard error so far.
+    #[must_use]
+    pub fn stderr(&self) -> String {
         std::fs::read_to_string(self.user.work().join("stderr.txt")).unwrap_or_default()
     }
 }

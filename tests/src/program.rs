@@ -153,7 +153,9 @@ pub struct Finished {
 }
 
 impl Finished {
-    fn new(command: String, output: &Output) -> Self {
+    /// Of a process that has ended.
+    #[must_use]
+    pub fn new(command: String, output: &Output) -> Self {
         Self {
             command,
             code: output.status.code().unwrap_or(-1),

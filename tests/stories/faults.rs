@@ -33,7 +33,7 @@ pub(crate) const STORIES: &[Story] = &[
 ];
 
 /// Steps of the job: 400 samples, 10 a step.
-const STEPS: u64 = 40;
+pub(crate) const STEPS: u64 = 40;
 
 #[derive(Clone, Copy, Debug)]
 enum Victim {
@@ -151,20 +151,27 @@ fn daemons() {
 
 /// A job of 3 workers and 40 steps that commits every 4; for [`Moment::Fencing`] it fails once by itself.
 fn start(user: &User, moment: Moment) -> Running<'_> {
+    let mut flags = vec!["--max-restarts", "4"];
+    if moment == Moment::Fencing {
+        flags.extend(["--env", "FAIL_AT_STEP=10"]);
+    }
+    Running::start(user, &job_of_three(user, &flags))
+}
+
+/// The command line of a job of 3 workers and [`STEPS`] steps that commits every 4; its digest is that of [`audit`].
+pub(crate) fn job_of_three(user: &User, flags: &[&str]) -> Vec<String> {
     let data = dataset::tokens(user, "tokens", 4, 100, 16);
     let trainer = root().join("tests/trainers/consume.py");
     let mut args =
         vec!["job", "submit", "--output", "json", "--workers", "3", "--data", data.to_str().unwrap()];
-    args.extend(["--record", "u16:16", "--global-batch", "10", "--seed", "3", "--max-restarts", "4"]);
+    args.extend(["--record", "u16:16", "--global-batch", "10", "--seed", "3"]);
     args.extend(["--env", "COMMIT_EVERY=4", "--env", "STEP_MS=10"]);
-    if moment == Moment::Fencing {
-        args.extend(["--env", "FAIL_AT_STEP=10"]);
-    }
+    args.extend(flags);
     args.extend(["--", "python3", trainer.to_str().unwrap()]);
-    Running::start(user, &args)
+    args.into_iter().map(str::to_owned).collect()
 }
 
-fn audit(user: &User) -> Value {
+pub(crate) fn audit(user: &User) -> Value {
     let data = dataset::tokens(user, "tokens", 4, 100, 16);
     let mut args = vec!["data", "order", data.to_str().unwrap(), "--record", "u16:16", "--workers", "3"];
     args.extend(["--global-batch", "10", "--seed", "3", "--epoch", "0", "--digest", "--output", "json"]);

@@ -6,9 +6,12 @@
 #![expect(clippy::unwrap_used, reason = "a story fails by panicking")]
 
 mod bad_input;
+mod chaos;
+mod elastic;
 mod faults;
 mod order;
 mod ranks;
+mod shell;
 mod train;
 
 use libtest_mimic::{Arguments, Trial};
@@ -17,12 +20,17 @@ fn main() -> std::process::ExitCode {
     let mut arguments = Arguments::from_args();
     // A story is several processes already; two at a time keep a small machine busy and not drowned.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(2));
-    let stories: Vec<Trial> =
-        [train::STORIES, order::STORIES, faults::STORIES, ranks::STORIES, bad_input::STORIES]
-            .concat()
-            .into_iter()
-            .map(trial)
-            .collect();
+    let stories: &[&[Story]] = &[
+        train::STORIES,
+        order::STORIES,
+        faults::STORIES,
+        elastic::STORIES,
+        chaos::STORIES,
+        shell::STORIES,
+        ranks::STORIES,
+        bad_input::STORIES,
+    ];
+    let stories: Vec<Trial> = stories.concat().into_iter().map(trial).collect();
     libtest_mimic::run(&arguments, stories).exit_code()
 }
 

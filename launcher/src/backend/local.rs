@@ -280,9 +280,8 @@ async fn controlled(
     setup: Setup,
     events: mpsc::Sender<ProgressEvent>,
 ) -> Result<JobStatus, Failure> {
-    let (listeners, wishes) = signals::listen().map_err(|error| {
-        Failure::new(ExitCode::Internal, "failed to listen for signals").because(&error)
-    })?;
+    let (listeners, wishes) = signals::listen()
+        .map_err(|error| Failure::new(ExitCode::Internal, "failed to listen for signals").because(&error))?;
     let end = controller::run(folder, lock, setup, wishes, events).await;
     drop(listeners);
     end

@@ -163,7 +163,7 @@ impl Controller {
     }
 
     /// Nothing can be written down any more, so nothing more may be decided: everything is killed.
-    async fn abandon(&mut self, ears: &mut Ears) {
+    async fn abandon(&self, ears: &mut Ears) {
         let workers = (0..self.setup.worker_count()).map(WorkerId).collect();
         self.processes.sweep(self.group.generation(), workers);
         let swept = async {
@@ -201,9 +201,12 @@ impl Controller {
             ProcessEvent::Swept { generation, workers } => Event::Swept { generation, workers },
             // A generation beside what is left of the last one would be worse than none.
             ProcessEvent::Unswept { why } => {
-                return Err(Failure::new(ExitCode::Temporary, "failed to kill all that is left of the ranks")
-                    .because(&*why)
-                    .hint("when they are gone, `launcher job resume` goes on from the last committed step"));
+                return Err(Failure::new(
+                    ExitCode::Temporary,
+                    "failed to kill all that is left of the ranks",
+                )
+                .because(&*why)
+                .hint("when they are gone, `launcher job resume` goes on from the last committed step"));
             }
         };
         self.handle(event).await

@@ -31,9 +31,8 @@ pub(super) fn listen() -> io::Result<(JoinSet<()>, mpsc::Receiver<Wish>)> {
         }
         let mut signals = signal(kind)?;
         let wishes = wishes.clone();
-        listeners.spawn(async move {
-            while signals.recv().await.is_some() && wishes.send(wish).await.is_ok() {}
-        });
+        listeners
+            .spawn(async move { while signals.recv().await.is_some() && wishes.send(wish).await.is_ok() {} });
     }
     Ok((listeners, receiver))
 }

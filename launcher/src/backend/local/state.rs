@@ -113,7 +113,7 @@ fn orphaned(status: &mut JobStatus, story: &Story) {
             });
         }
     }
-    status.ended_unix_ms = status.ended_unix_ms.or(Some(story.ended()));
+    status.ended_unix_ms = Some(status.ended_unix_ms.unwrap_or_else(|| story.ended()));
     for rank in &mut status.rank_status {
         rank.pid = None;
     }

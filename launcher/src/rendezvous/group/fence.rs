@@ -178,6 +178,8 @@ impl Group {
     }
 
     fn fence_is_complete(&mut self, now: Now) {
+        // What ranks saved while they were stopping.
+        self.record_commit();
         let State::Fencing { world, then, .. } = &self.state else { return };
         let then = then.clone();
         match then {

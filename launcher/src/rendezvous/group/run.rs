@@ -148,9 +148,7 @@ impl Group {
 
     /// Once a commit is on the disk the next one may be written.
     pub(super) fn commit_is_recorded(&mut self) {
-        if self.commit_under_way.take_if(|record| *record <= self.persisted).is_some()
-            && !matches!(self.state, State::Fencing { .. })
-        {
+        if self.commit_under_way.take_if(|record| *record <= self.persisted).is_some() {
             self.record_commit();
         }
     }

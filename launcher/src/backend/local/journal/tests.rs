@@ -108,11 +108,8 @@ async fn the_writer_tells_what_is_safe_and_why_no_more_will_be() {
     use crate::rendezvous::group::RecordId;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal.jsonl");
-    let order = |id: u64| Order {
-        at: id,
-        entry: Entry::Group(Box::new(record(id))),
-        record: Some(RecordId(id)),
-    };
+    let order =
+        |id: u64| Order { at: id, entry: Entry::Group(Box::new(record(id))), record: Some(RecordId(id)) };
     let (writer, mut written) = Writer::start(Journal::open(&path).unwrap()).unwrap();
     for id in 1..=40 {
         assert!(writer.append(order(id)).await);
