@@ -451,7 +451,7 @@ fn an_elastic_job_does_without_a_worker_whose_restarts_are_used_up() {
         rig.gone(1);
         rig.handle(Event::Tick);
     }
-    rig.to_running();
+    rig.reach_running();
     assert_eq!((rig.group.view().world_size, rig.group.seats.clone()), (2, vec![WorkerId(0), WorkerId(2)]));
     let launches = rig.launched.len();
     rig.pass(Duration::from_secs(10));
