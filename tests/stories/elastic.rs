@@ -55,6 +55,7 @@ fn lose_worker_two(user: &User, flags: &[&str]) -> tests::program::Finished {
     let log = user.state().join("jobs").join(&id).join("logs/worker-2.log");
     std::fs::remove_file(&log).unwrap();
     std::fs::create_dir(&log).unwrap();
+    std::fs::write(log.join("why"), "an empty folder would count as left behind").unwrap();
     signal(sidecar_of(user, &id, 2), Signal::KILL);
     running.finish()
 }
