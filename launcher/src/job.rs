@@ -21,6 +21,7 @@ pub mod resolve;
 pub mod schema;
 pub mod source;
 pub mod spec;
+mod surrogates;
 pub mod units;
 pub mod validate;
 

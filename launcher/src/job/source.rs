@@ -140,6 +140,7 @@ pub fn decode(bytes: &[u8]) -> Result<&str, Fault> {
 /// The tree of a text, and what was refused. Without a tree there is at least one fault.
 #[must_use]
 pub fn read(text: &str) -> (Option<Node>, Vec<Fault>) {
+    let text = &*super::surrogates::join(text);
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if let Err(fault) = decode(text.as_bytes()) {
         return (None, vec![fault]);
