@@ -125,6 +125,16 @@ impl User {
     }
 }
 
+/// Says why a story cannot run here; where `CI=true`, it fails instead.
+///
+/// # Panics
+/// Where `CI=true`.
+#[expect(clippy::print_stderr, clippy::disallowed_methods, reason = "nobody is to take it for a pass")]
+pub fn cannot_run(reason: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "cannot run: {reason}");
+    eprintln!("not run: {reason}");
+}
+
 /// Waits within [`RUN_LIMIT`]; a process over it is killed and the story fails.
 pub fn wait(child: std::process::Child) -> Output {
     let pid = child.id();

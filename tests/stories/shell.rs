@@ -131,6 +131,7 @@ fn full_disk() {
     let user = User::new();
     let may = shell(&user, "unshare -rm mount -t tmpfs none \"$SLIPWAY_HOME\"");
     if may.code != 0 {
+        tests::program::cannot_run("mounting a tmpfs in a user namespace is not allowed here");
         return;
     }
     let data = dataset::tokens(&user, "tokens", 4, 600, 16);
