@@ -16,6 +16,7 @@ pub(crate) const STORIES: &[Story] = &[
     ("train::a_detached_job_is_followed_listed_and_cancelled", detached),
     ("train::an_attached_job_is_cancelled_by_a_signal", interrupted),
     ("train::a_failure_is_retried_within_the_budget", retried),
+    ("train::a_flat_numpy_file_is_cut_into_records", flat_numpy),
 ];
 
 fn digits() {
@@ -137,6 +138,21 @@ fn retried() {
     assert_eq!(status["restarts"], 1, "{status:#}");
     assert_eq!(status["summary"]["steps"], 20, "{status:#}");
     leftovers::assert_none(&user);
+}
+
+/// 40 records of 16 tokens in one dimension: the header says the type, the flag how many make a record.
+fn flat_numpy() {
+    let user = User::new();
+    let header = "{'descr': '<u2', 'fortran_order': False, 'shape': (640,), }";
+    let mut file = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
+    file.extend(format!("{header:<117}\n").bytes());
+    file.extend((0..640_u16).flat_map(u16::to_le_bytes));
+    user.write("tokens/a.npy", file);
+    let trainer = root().join("tests/trainers/consume.py");
+    let mut args = vec!["job", "submit", "--output", "json", "--workers", "2", "--data", "tokens"];
+    args.extend(["--record", "u16:16", "--global-batch", "8", "--", "python3", trainer.to_str().unwrap()]);
+    let status = user.run(args).code(0).json();
+    assert_eq!(status["summary"]["samples"], 40, "{status:#}");
 }
 
 fn number(value: &Value, pointer: &str) -> f64 {

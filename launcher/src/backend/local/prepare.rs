@@ -3,8 +3,7 @@
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
-use datapath::dataset::index::IndexOptions;
-use datapath::dataset::records::{Dtype, RecordLayout};
+use datapath::cache::{Need, need};
 use datapath::dataset::{ChunkId, Manifest};
 use datapath::order::{Consumer, Order, share};
 use datapath::select::{self, PeerId};
@@ -32,6 +31,16 @@ pub(super) struct Prepared {
 pub(super) struct PreparedData {
     pub(super) manifest: Manifest,
     pub(super) steps_per_epoch: NonZeroU64,
+    /// Bytes of chunks that each worker holds.
+    pub(super) cache_bytes: u64,
+}
+
+/// Bytes of chunks that one worker holds at the most: the workers of a job share this host's memory with their trainers.
+const CACHE_BYTES_MAX: u64 = 1 << 30;
+
+/// What each worker of a job must hold: its share of a shuffle window, also when the job has shrunk to its minimum.
+fn cache_need(job: &Job, manifest: &Manifest, data: &Data) -> Need {
+    need(manifest, data.order.shuffle, job.workers.min)
 }
 
 /// Finds all of it, or says what is missing.
@@ -43,31 +52,19 @@ pub(super) async fn prepare(job: &Job) -> Result<Prepared, Failure> {
     })?;
     find_program(job)?;
     let data = match &job.data {
-        Some(data) => Some(prepare_data(data).await?),
+        Some(data) => Some(prepare_data(job, data).await?),
         None => None,
     };
     Ok(Prepared { placement, data })
 }
 
-async fn prepare_data(data: &Data) -> Result<PreparedData, Failure> {
-    let record = match &data.record {
-        Some(record) => {
-            Some(RecordLayout { dtype: dtype(record.dtype)?, items: record.items.get(), header_bytes: 0 })
-        }
-        None => None,
-    };
-    let options = IndexOptions { record, ..IndexOptions::default() };
-    let manifest = dataset::open(&data.source, &options).await?.manifest;
+async fn prepare_data(job: &Job, data: &Data) -> Result<PreparedData, Failure> {
+    let manifest = dataset::open(&data.source, &dataset::index_options(data.record)).await?.manifest;
     let order = Order::new(&manifest, data.order)
         .map_err(|error| Failure::from_error(ExitCode::Data, &error).hint("lower data.globalBatch"))?;
     let steps_per_epoch = NonZeroU64::new(order.steps_per_epoch()).unwrap_or(NonZeroU64::MIN);
-    Ok(PreparedData { manifest, steps_per_epoch })
-}
-
-fn dtype(dtype: crate::job::spec::DtypeSpec) -> Result<Dtype, Failure> {
-    let name = serde_json::to_value(dtype).ok();
-    let parsed = name.as_ref().and_then(serde_json::Value::as_str).and_then(|name| name.parse().ok());
-    parsed.ok_or_else(|| Failure::new(ExitCode::Internal, format!("failed to use the type {dtype:?}")))
+    let cache_bytes = cache_need(job, &manifest, data).ahead.min(CACHE_BYTES_MAX);
+    Ok(PreparedData { manifest, steps_per_epoch, cache_bytes })
 }
 
 /// Looks the program up as the kernel and `execvp` will, so that a typing error is told before a job exists.
@@ -140,7 +137,14 @@ pub(super) fn plan(job: &Job, prepared: &Prepared) -> Plan {
         workdir: job.run.workdir.clone(),
         workers: workers.collect(),
         data: job.data.as_ref().zip(prepared.data.as_ref()).map(|(data, found)| planned(job, data, found)),
-        notes: prepared.placement.notes.iter().cloned().chain(notes(job)).collect(),
+        notes: prepared
+            .placement
+            .notes
+            .iter()
+            .cloned()
+            .chain(notes(job))
+            .chain(cache_note(job, prepared))
+            .collect(),
     }
 }
 
@@ -156,6 +160,21 @@ fn notes(job: &Job) -> impl Iterator<Item = String> {
         format!("a worker that cannot be started again is done without, down to {min} workers")
     });
     spares.into_iter().chain(fewer)
+}
+
+fn cache_note(job: &Job, prepared: &Prepared) -> Option<String> {
+    let found = prepared.data.as_ref()?;
+    reread_note(cache_need(job, &found.manifest, job.data.as_ref()?).once, found.cache_bytes)
+}
+
+/// When chunks will be read more than once per epoch.
+fn reread_note(share_bytes: u64, held_bytes: u64) -> Option<String> {
+    (share_bytes > held_bytes).then(|| {
+        format!(
+            "a worker's share of a shuffle window is {share_bytes} bytes and it holds {held_bytes}: chunks are read \
+             more than once (use a smaller data.shuffle.chunks, or more workers)"
+        )
+    })
 }
 
 fn planned(job: &Job, data: &Data, found: &PreparedData) -> PlannedData {
@@ -194,4 +213,16 @@ fn owned(manifest: &Manifest, workers: u32) -> Vec<(u64, u64)> {
         }
     }
     owned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_that_is_not_held_is_told() {
+        assert_eq!(reread_note(CACHE_BYTES_MAX, CACHE_BYTES_MAX), None);
+        let note = reread_note(CACHE_BYTES_MAX + 1, CACHE_BYTES_MAX).unwrap();
+        assert!(note.contains("1073741825 bytes") && note.contains("data.shuffle.chunks"), "{note}");
+    }
 }

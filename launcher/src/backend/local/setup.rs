@@ -20,8 +20,6 @@ use crate::rendezvous::group::{GroupConfig, Memory, RestartPolicy, Timing};
 
 /// Batches in flight per rank: one is trained on, one is ready, two are on their way.
 const SLOTS: u32 = 4;
-/// Bytes of chunks that one worker holds: 64 chunks, a window of the default shuffle.
-const CACHE_BYTES: u64 = 64 * (4 << 20) + (32 << 20);
 
 /// Everything a controller begins with.
 #[derive(Debug)]
@@ -33,6 +31,7 @@ pub(super) struct Setup {
     pub(super) steps_per_epoch: Option<NonZeroU64>,
     pub(super) identities: BTreeMap<WorkerId, Identity>,
     manifest_digest: String,
+    cache_bytes: u64,
 }
 
 impl Setup {
@@ -59,6 +58,7 @@ impl Setup {
             uid,
             memory,
             placement: prepared.placement,
+            cache_bytes: prepared.data.as_ref().map_or(0, |data| data.cache_bytes),
             steps_per_epoch: prepared.data.map(|data| data.steps_per_epoch),
             identities: BTreeMap::new(),
             manifest_digest,
@@ -126,7 +126,7 @@ impl Setup {
                 epochs: data.epochs.get(),
                 transport: data.transport,
                 slots: SLOTS,
-                cache_bytes: CACHE_BYTES,
+                cache_bytes: self.cache_bytes,
             }),
             log_folder: folder.logs(),
             checkpoint_folder: folder.checkpoints(),
