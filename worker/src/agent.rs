@@ -10,21 +10,27 @@ mod shell;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
+use std::net::IpAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep_until;
 
 use crate::config::{WorkerConfig, chain};
+use crate::pod::link::Orders;
+use crate::pod::status::Status;
+use crate::ranks::RanksEvent;
 use crate::rendezvous::client::{Client, ClientConfig, SessionEvent};
-use crate::rendezvous::message::Registration;
+use crate::rendezvous::message::{Registration, ToLauncher, ToWorker};
 use crate::supervisor::Family;
 use crate::units::Incarnation;
 use data::DataSide;
-use machine::{Event, Machine};
-use shell::{Note, Notes, Parts, Shell};
+pub(crate) use examine::oom_kills;
+use machine::{Action, Event, Machine, Without};
+use shell::{Note, Notes, Parts, RanksHome, Shell};
 
 /// Threads of the worker's runtime at the most: the rest of the host belongs to the ranks.
 const THREADS_MAX: usize = 4;
@@ -105,16 +111,89 @@ pub fn run(config: WorkerConfig, lifeline: Option<Lifeline>) -> Outcome {
     outcome
 }
 
-/// The worker's life. `family` is [`Family::OwnOnly`] in tests, whose process has other children.
+/// What a worker that is a pod has beside its configuration.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    /// The ranks' container takes these.
+    pub(crate) orders: Orders,
+    /// And tells this.
+    pub(crate) events: mpsc::Receiver<RanksEvent>,
+    /// What probes and metrics show.
+    pub(crate) status: Arc<Status>,
+    /// What stands for a process number in the registration: the launcher starts pods, not processes.
+    pub(crate) number: u32,
+    /// The node's name.
+    pub(crate) node: String,
+    /// Where the data plane listens.
+    pub(crate) data_bind: IpAddr,
+}
+
+/// The life of a worker that is a pod.
+pub(crate) async fn live_in_pod(config: WorkerConfig, pod: Pod) -> Outcome {
+    let Pod { orders, events, status, number, node, data_bind } = pod;
+    let surroundings = Around {
+        ranks: RanksHome::There(orders, events, Arc::clone(&status)),
+        pid: number,
+        node: Some(node),
+        data_bind,
+        without: Without::Waits,
+        status: Some(status),
+    };
+    live_among(config, None, surroundings).await
+}
+
+/// The worker's life on a host. `family` is [`Family::OwnOnly`] in tests, whose process has other children.
 async fn live(config: WorkerConfig, lifeline: Option<Lifeline>, family: Family) -> Outcome {
-    match prepare(config, family).await {
+    let inherited: BTreeMap<String, String> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let around = Around {
+        ranks: RanksHome::Here(family, inherited),
+        pid: std::process::id(),
+        node: None,
+        data_bind: config.bind,
+        without: Without::Ends,
+        status: None,
+    };
+    live_among(config, lifeline, around).await
+}
+
+/// What differs between a worker on a host and one in a pod.
+struct Around {
+    ranks: RanksHome,
+    pid: u32,
+    node: Option<String>,
+    data_bind: IpAddr,
+    without: Without,
+    status: Option<Arc<Status>>,
+}
+
+async fn live_among(config: WorkerConfig, lifeline: Option<Lifeline>, around: Around) -> Outcome {
+    let signals =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
+    let (Ok(mut terminate), Ok(interrupt), Ok(hangup)) = signals else {
+        return Outcome::Failed { reason: "cannot handle signals".into() };
+    };
+    let prepared = tokio::select! {
+        prepared = prepare(config, around) => prepared,
+        // Looking for the data may take long, and nothing runs yet.
+        _ = terminate.recv() => return Outcome::Terminated,
+    };
+    match prepared {
         Ok(mut agent) => {
-            let outcome = agent.work(lifeline).await;
+            let outcome = agent.work(lifeline, Signals { terminate, interrupt, hangup }).await;
             agent.shell.close(agent.inbox).await;
             outcome
         }
         Err(reason) => Outcome::Failed { reason },
     }
+}
+
+/// What may be sent to this process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
 }
 
 struct Agent {
@@ -123,20 +202,28 @@ struct Agent {
     inbox: mpsc::Receiver<Note>,
     sessions: mpsc::Receiver<SessionEvent>,
     started: Instant,
+    status: Option<Arc<Status>>,
 }
 
-async fn prepare(config: WorkerConfig, family: Family) -> Result<Agent, String> {
+async fn prepare(config: WorkerConfig, around: Around) -> Result<Agent, String> {
+    let Around { ranks, pid, node, data_bind, without, status } = around;
     #[expect(clippy::disallowed_methods, reason = "a shell: the machine's time begins here")]
     let started = Instant::now();
-    let machine = Machine::new(config.data.is_some(), config.hang_ms.map(Duration::from_millis));
-    let data = DataSide::start(&config).await;
+    let machine = Machine::new(config.data.is_some(), config.hang_ms.map(Duration::from_millis), without);
+    if let Some(status) = status.as_ref().filter(|_| config.data.is_some()) {
+        status.doing("opens the data set");
+    }
+    let data = DataSide::start(&config, data_bind).await;
+    let mut host = crate::host::facts(&config.cpus);
+    host.name = node.unwrap_or(host.name);
     let registration = Registration {
         worker: config.worker,
         incarnation: Incarnation(getrandom::u64().map_err(|error| format!("cannot draw a number: {error}"))?),
-        pid: std::process::id(),
-        host: crate::host::facts(&config.cpus),
+        pid,
+        host,
         data_address: data.as_ref().ok().and_then(Option::as_ref).map(DataSide::address),
         running: None,
+        data: data.as_ref().ok().and_then(Option::as_ref).and_then(DataSide::found),
     };
     let (registration, watched) = watch::channel(registration);
     let client = ClientConfig {
@@ -146,45 +233,82 @@ async fn prepare(config: WorkerConfig, family: Family) -> Result<Agent, String> 
         identity: &config.identity,
     };
     let (client, sessions) = Client::start(&client, watched).map_err(|error| chain(&error))?;
-    let inherited: BTreeMap<String, String> = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect();
-    let parts = Parts { config, inherited, client, registration, data };
-    let (shell, inbox) = Shell::start(parts, family).map_err(|error| format!("cannot supervise: {error}"))?;
-    Ok(Agent { machine, shell, inbox, sessions, started })
+    let parts = Parts { config, home: ranks, client, registration, data };
+    let (shell, inbox) = Shell::start(parts).map_err(|error| format!("cannot supervise: {error}"))?;
+    if let Some(status) = &status {
+        status.doing("looks for the launcher");
+    }
+    Ok(Agent { machine, shell, inbox, sessions, started, status })
 }
 
 impl Agent {
     /// Until the machine says exit.
-    async fn work(&mut self, lifeline: Option<Lifeline>) -> Outcome {
+    async fn work(&mut self, lifeline: Option<Lifeline>, mut signals: Signals) -> Outcome {
         let has_lifeline = lifeline.is_some();
         if let Err(error) = lifeline.map_or(Ok(()), |lifeline| watch_lifeline(lifeline, self.shell.notes())) {
             return Outcome::Failed { reason: format!("cannot watch for the launcher's end: {error}") };
         }
-        let signals =
-            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
-        let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = signals else {
-            return Outcome::Failed { reason: "cannot handle signals".into() };
-        };
         loop {
             let deadline = tokio::time::Instant::from_std(self.started + self.machine.deadline());
             let event = tokio::select! {
                 Some(note) = self.inbox.recv() => self.shell.translate(note),
                 Some(session) = self.sessions.recv() => of_session(session),
-                _ = terminate.recv() => Event::Terminated,
+                _ = signals.terminate.recv() => Event::Terminated,
                 // A terminal sends these to the launcher as well, which decides.
-                _ = interrupt.recv() => if has_lifeline { Event::Tick } else { Event::Terminated },
-                _ = hangup.recv() => if has_lifeline { Event::Tick } else { Event::Terminated },
+                _ = signals.interrupt.recv() => if has_lifeline { Event::Tick } else { Event::Terminated },
+                _ = signals.hangup.recv() => if has_lifeline { Event::Tick } else { Event::Terminated },
                 () = sleep_until(deadline) => Event::Tick,
             };
             tracing::debug!(?event, "event");
+            if let Some(status) = &self.status {
+                show_event(status, &event);
+            }
             for action in self.machine.handle(event, self.started.elapsed()) {
                 tracing::debug!(?action, "action");
+                if let Some(status) = &self.status {
+                    show_action(status, &action);
+                }
                 if let Some(outcome) = self.shell.perform(action) {
                     return outcome;
                 }
             }
         }
+    }
+}
+
+/// What an event tells those who look at a pod from outside.
+fn show_event(status: &Status, event: &Event) {
+    match event {
+        Event::Message(ToWorker::Welcome { .. }) => {
+            status.connected(true);
+            status.doing("is registered, and waits for its gang");
+        }
+        Event::Message(ToWorker::Finish) => status.doing("the job is over"),
+        Event::Lost { .. } => {
+            status.connected(false);
+            status.doing("looks for the launcher");
+        }
+        _ => {}
+    }
+}
+
+/// What an action tells them.
+fn show_action(status: &Status, action: &Action) {
+    match action {
+        Action::Check(generation) => status.doing(format!("checks itself for generation {generation}")),
+        Action::Send(_, ToLauncher::Ready { generation, faults }) => status.doing(match faults.first() {
+            None => format!("is ready for generation {generation}, and waits for its gang"),
+            Some(fault) => format!("cannot take part in generation {generation}: {}", fault.message),
+        }),
+        Action::Launch { assignment, .. } => {
+            status.launched(assignment.generation.0);
+            status.doing(format!("has ranks to run in generation {}", assignment.generation));
+        }
+        Action::Leave(_) => {
+            status.idle();
+            status.doing("waits for the next generation");
+        }
+        _ => {}
     }
 }
 

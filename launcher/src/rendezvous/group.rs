@@ -28,9 +28,10 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use datapath::Counters;
-use worker::rendezvous::message::{Registration, ToLauncher, ToWorker};
+use worker::rendezvous::message::{DataFacts, Registration, ToLauncher, ToWorker};
 use worker::units::{Generation, Incarnation, Step, WorkerId};
 
+mod adopt;
 mod budget;
 mod evidence;
 mod fence;
@@ -75,8 +76,11 @@ pub struct GroupConfig {
     pub spares: u32,
     /// Ranks of each worker.
     pub ranks_per_worker: u32,
-    /// None for a job without data.
+    /// None for a job without data, and where the workers tell (their registrations' `data`).
     pub steps_per_epoch: Option<NonZeroU64>,
+    /// Workers outlive a launcher (pods do): a later one finds them again and goes on with what they run, or fences it by
+    /// a message, instead of sweeping them.
+    pub finds_workers: bool,
     /// How often it may be restarted.
     pub restarts: RestartPolicy,
     /// How long things may take.
@@ -164,6 +168,14 @@ pub enum Event {
         /// What.
         message: ToLauncher,
     },
+    /// A worker process has been told to end, by somebody else than us: it may go on until it does, and takes no part in
+    /// what comes then.
+    Leaving {
+        /// Which worker.
+        worker: WorkerId,
+        /// Its process.
+        pid: u32,
+    },
     /// A worker process has ended for certain.
     Gone {
         /// Which worker.
@@ -247,8 +259,13 @@ pub struct Group {
     budget: Budget,
     last_cause: Option<Cause>,
     reported: BTreeMap<String, f64>,
+    /// The data set, as the workers found it; the same in all generations.
+    data: Option<DataFacts>,
     counters: BTreeMap<WorkerId, Counters>,
     counters_of_the_gone: Counters,
+    /// What earlier launchers fenced, and of which generation the seats are.
+    fenced_before: Generation,
+    seated_before: Generation,
     last_record: RecordId,
     persisted: RecordId,
     /// The last commit that was written down.
@@ -266,19 +283,25 @@ pub struct Group {
 impl Group {
     /// A group that has not started; `memory` is what earlier launchers of the job left.
     #[must_use]
-    pub fn new(config: GroupConfig, memory: Memory) -> Self {
+    pub fn new(mut config: GroupConfig, memory: Memory) -> Self {
+        if let Some(data) = &memory.data {
+            config.steps_per_epoch = config.steps_per_epoch.or_else(|| NonZeroU64::new(data.steps_per_epoch));
+        }
         let total = config.workers.saturating_add(config.spares);
         Self {
             members: (0..total).map(|id| (WorkerId(id), Member::default())).collect(),
             state: State::Pending,
             generation: memory.generation,
             seats: memory.seats,
+            fenced_before: memory.fenced,
+            seated_before: memory.seated,
             recorded_commit: memory.committed,
             start: Start { committed: memory.committed, settled: memory.settled, work: memory.work },
             restarts: memory.restarts,
             budget: Budget::new(config.restarts),
             last_cause: memory.cause,
             reported: BTreeMap::new(),
+            data: memory.data,
             counters: BTreeMap::new(),
             counters_of_the_gone: Counters::default(),
             last_record: RecordId(0),
@@ -303,6 +326,7 @@ impl Group {
             Event::Message { worker, incarnation, message } => {
                 self.message(worker, incarnation, message, now);
             }
+            Event::Leaving { worker, pid } => self.leaving(worker, pid),
             Event::Gone { worker, pid, how } => self.gone(worker, pid, &how, now),
             Event::Persisted(id) => {
                 self.persisted = self.persisted.max(id);

@@ -1,21 +1,28 @@
 //! The launcher's end of the rendezvous: a QUIC endpoint with mutual TLS, one task per connection, no decisions.
 //!
+//! One endpoint serves any number of jobs, which come and go ([`Server::enlist`]); [`directory`] tells them apart.
 //! A connection becomes a session when its first frame is a registration whose worker number belongs to the
 //! certificate that the peer showed. From then on it turns frames into [`Inbound`] and [`ToWorker`]s into frames.
 //! Every queue is bounded; a worker that does not read is disconnected and comes again.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use datapath::transport::quic::tls::{Identity, TlsError, peer_fingerprint, server_config};
+use datapath::transport::quic::tls::{TlsError, peer_fingerprint, shared_server_config};
 use quinn::{Connection, Endpoint, IdleTimeout, RecvStream, SendStream, TransportConfig, VarInt};
 use tokio::sync::mpsc;
 use worker::rendezvous::message::{
     ALPN, FrameError, Registration, ToLauncher, ToWorker, body_length, decode, encode,
 };
 use worker::units::{Incarnation, WorkerId};
+
+use super::authority::{Authority, AuthorityError, launcher_name};
+use directory::{Directory, Seat};
+
+mod directory;
+
+pub use directory::Entry;
 
 /// What all connections together may have said before the group has heard it. A heartbeat of every one of a few
 /// hundred workers; beyond it the senders wait.
@@ -46,7 +53,7 @@ pub enum Inbound {
         /// Which process.
         incarnation: Incarnation,
         /// What.
-        message: ToLauncher,
+        message: Box<ToLauncher>,
     },
 }
 
@@ -74,6 +81,9 @@ pub enum ServerError {
     /// The launcher's certificate is unusable.
     #[error("prepare the rendezvous' certificate")]
     Tls(#[from] TlsError),
+    /// The launcher's certificate cannot be made.
+    #[error("prepare the job's rendezvous")]
+    Authority(#[from] AuthorityError),
     /// No UDP socket.
     #[error("open a UDP socket on {address} for the rendezvous")]
     Bind {
@@ -90,27 +100,39 @@ pub enum ServerError {
 pub struct Server {
     endpoint: Endpoint,
     address: SocketAddr,
+    directory: Arc<Directory>,
 }
 
 impl Server {
-    /// Listens on a free port of `bind`. `workers` says whose certificate is whose. Needs a runtime.
+    /// Listens on `bind` (port 0: a free one), for no job yet. Needs a runtime.
     ///
     /// # Errors
-    /// When the identity is malformed or no socket can be bound.
-    pub fn start(
-        identity: &Identity,
-        bind: IpAddr,
-        workers: BTreeMap<[u8; 32], WorkerId>,
-    ) -> Result<(Self, mpsc::Receiver<Inbound>), ServerError> {
-        let mut config = server_config(identity, ALPN)?;
+    /// When no socket can be bound.
+    pub fn start(bind: SocketAddr) -> Result<Self, ServerError> {
+        let directory = Directory::new();
+        let mut config =
+            shared_server_config(Arc::clone(&directory) as _, Arc::clone(&directory) as _, ALPN)?;
         config.transport_config(Arc::new(transport()));
-        let wanted = SocketAddr::new(bind, 0);
-        let bound = |source| ServerError::Bind { address: wanted, source };
-        let endpoint = Endpoint::server(config, wanted).map_err(bound)?;
+        let bound = |source| ServerError::Bind { address: bind, source };
+        let endpoint = Endpoint::server(config, bind).map_err(bound)?;
         let address = endpoint.local_addr().map_err(bound)?;
+        tokio::spawn(accept(endpoint.clone(), Arc::clone(&directory)));
+        Ok(Self { endpoint, address, directory })
+    }
+
+    /// Lets the workers of a job in, all of whose certificates `authority` has made, for as long as the entry is kept.
+    ///
+    /// # Errors
+    /// When the launcher's identity cannot be made.
+    pub fn enlist(
+        &self,
+        job_uid: &str,
+        authority: &Authority,
+    ) -> Result<(Entry, mpsc::Receiver<Inbound>), ServerError> {
         let (sender, inbound) = mpsc::channel(INBOUND_MAX);
-        tokio::spawn(accept(endpoint.clone(), Arc::new(workers), sender));
-        Ok((Self { endpoint, address }, inbound))
+        let name = launcher_name(job_uid);
+        let entry = self.directory.enter(&name, &authority.launcher()?, authority.fingerprints(), &sender)?;
+        Ok((entry, inbound))
     }
 
     /// Where it listens.
@@ -136,17 +158,12 @@ fn transport() -> TransportConfig {
     transport
 }
 
-async fn accept(
-    endpoint: Endpoint,
-    workers: Arc<BTreeMap<[u8; 32], WorkerId>>,
-    inbound: mpsc::Sender<Inbound>,
-) {
+async fn accept(endpoint: Endpoint, directory: Arc<Directory>) {
     while let Some(incoming) = endpoint.accept().await {
-        let workers = Arc::clone(&workers);
-        let inbound = inbound.clone();
+        let directory = Arc::clone(&directory);
         tokio::spawn(async move {
             let peer = incoming.remote_address();
-            if let Err(end) = serve(incoming, &workers, &inbound).await {
+            if let Err(end) = serve(incoming, &directory).await {
                 tracing::debug!(%peer, %end, "a rendezvous connection ended");
             }
         });
@@ -176,31 +193,27 @@ enum End {
     Dropped,
 }
 
-async fn serve(
-    incoming: quinn::Incoming,
-    workers: &BTreeMap<[u8; 32], WorkerId>,
-    inbound: &mpsc::Sender<Inbound>,
-) -> Result<(), End> {
+async fn serve(incoming: quinn::Incoming, directory: &Directory) -> Result<(), End> {
     let opened = async {
         let connection = incoming.await?;
         let shown = peer_fingerprint(&connection).ok_or(End::Stranger)?;
-        let worker = *workers.get(&shown).ok_or(End::Stranger)?;
+        let seat = directory.seat(&shown).ok_or(End::Stranger)?;
         let (send, mut receive) = connection.accept_bi().await?;
         match read_frame(&mut receive).await? {
-            ToLauncher::Register(registration) if registration.worker == worker => {
-                Ok((connection, registration, send, receive))
+            ToLauncher::Register(registration) if registration.worker == seat.worker => {
+                Ok((connection, registration, seat, send, receive))
             }
             _ => Err(End::NotItsNumber),
         }
     };
-    let (connection, registration, send, receive) =
+    let (connection, registration, Seat { inbound, .. }, send, receive) =
         tokio::time::timeout(REGISTER_MAX, opened).await.map_err(|_| End::Late)??;
     let (worker, incarnation) = (registration.worker, registration.incarnation);
     let (sender, outbound) = mpsc::channel(OUTBOUND_MAX);
     let registered = Inbound::Registered { registration: Box::new(registration), outbound: Outbound(sender) };
     inbound.send(registered).await.map_err(|_| End::Over)?;
     let end = tokio::select! {
-        end = read(receive, worker, incarnation, inbound) => end,
+        end = read(receive, worker, incarnation, &inbound) => end,
         end = write(send, outbound, &connection) => end,
     };
     connection.close(VarInt::from_u32(0), b"");
@@ -214,7 +227,7 @@ async fn read(
     inbound: &mpsc::Sender<Inbound>,
 ) -> Result<(), End> {
     loop {
-        let message = read_frame(&mut receive).await?;
+        let message = Box::new(read_frame(&mut receive).await?);
         let message = Inbound::Message { worker, incarnation, message };
         inbound.send(message).await.map_err(|_| End::Over)?;
     }

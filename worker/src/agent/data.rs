@@ -3,32 +3,35 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
 
 use datapath::Counters;
-use datapath::dataset::{Manifest, manifest};
+use datapath::dataset::index::{self, IndexOptions};
+use datapath::dataset::{Manifest, RecordLayout, manifest};
 use datapath::fault::DataFault;
 use datapath::memory::Block;
 use datapath::order::{Consumer, Order};
 use datapath::plane::{Feed, FeedConfig, FeedEvent, Membership, Peer, PeerId, Plane, PlaneConfig};
-use datapath::store::Store;
+use datapath::store::{Store, StoreError};
 use tokio::task::AbortHandle;
 
 use super::machine::{Event, FeedNews};
 use super::preflight::fault;
 use super::shell::{Note, Notes, unix_ns};
-use crate::config::{DataConfig, WorkerConfig, chain};
+use crate::config::{DataConfig, ManifestFile, WorkerConfig, chain};
 use crate::rendezvous::certificate_name;
 use crate::rendezvous::message::{
-    Assignment, CauseKind, ConsumedStep, Evidence, PeerAddress, PreflightFault,
+    Assignment, CauseKind, ConsumedStep, DataFacts, Evidence, PeerAddress, PreflightFault,
 };
 use crate::units::{Generation, Rank, Step, WorkerId};
 
 /// Bytes of a manifest at the most: about a hundred million samples; more would not fit beside the ranks.
 const MANIFEST_BYTES_MAX: u64 = 4 << 30;
+/// Faults of a data set that a worker tells at once: the first ones say where to look, and every worker sends them.
+const DATASET_FAULTS_MAX: usize = 20;
 
 /// The open data plane.
 #[derive(Debug)]
@@ -38,6 +41,8 @@ pub(super) struct DataSide {
     /// The step after the job's last.
     end_step: u64,
     slots: u32,
+    /// What this worker found, where nobody told it what is there.
+    found: Option<DataFacts>,
 }
 
 /// One rank's feed; dropping it ends the feed.
@@ -56,18 +61,39 @@ impl Drop for RankFeed {
 }
 
 impl DataSide {
-    /// Opens what the configuration names; none for a job without data.
-    pub(super) async fn start(config: &WorkerConfig) -> Result<Option<Self>, PreflightFault> {
+    /// Opens what the configuration names, and answers peers at `bind`; none for a job without data.
+    pub(super) async fn start(
+        config: &WorkerConfig,
+        bind: IpAddr,
+    ) -> Result<Option<Self>, Vec<PreflightFault>> {
         let Some(data) = &config.data else { return Ok(None) };
-        let manifest = Arc::new(load_manifest(data).await?);
+        let manifest = match &data.manifest {
+            Some(file) => load_manifest(file).await.map_err(|fault| vec![fault])?,
+            None => look_for_manifest(data).await?,
+        };
+        Self::open(config, data, bind, Arc::new(manifest)).await.map(Some).map_err(|fault| vec![fault])
+    }
+
+    async fn open(
+        config: &WorkerConfig,
+        data: &DataConfig,
+        bind: IpAddr,
+        manifest: Arc<Manifest>,
+    ) -> Result<Self, PreflightFault> {
         let order = Order::new(&manifest, data.order).map_err(|error| {
             fault("order_invalid", format!("cannot {}", chain(&error)), "check the job's data section")
         })?;
         let store = open_store(data, &manifest).await?;
+        let found = data.manifest.is_none().then(|| DataFacts {
+            digest: manifest.digest().to_string(),
+            steps_per_epoch: order.steps_per_epoch(),
+            samples: manifest.sample_count(),
+            bytes: manifest.bytes(),
+        });
         let end_step = order.steps_per_epoch().saturating_mul(data.epochs);
         let plane = Plane::start(PlaneConfig {
             identity: config.identity.clone(),
-            bind: config.bind,
+            bind,
             manifest,
             store,
             order,
@@ -81,7 +107,12 @@ impl DataSide {
                 "check the interface and its address",
             )
         })?;
-        Ok(Some(Self { plane, me: config.worker, end_step, slots: data.slots }))
+        Ok(Self { plane, me: config.worker, end_step, slots: data.slots, found })
+    }
+
+    /// The data set, where the launcher could not look at it.
+    pub(super) fn found(&self) -> Option<DataFacts> {
+        self.found.clone()
     }
 
     /// Where other workers reach the plane.
@@ -181,10 +212,10 @@ fn data_evidence(rank: Rank, fault: &DataFault) -> Evidence {
     }
 }
 
-async fn load_manifest(data: &DataConfig) -> Result<Manifest, PreflightFault> {
-    let path = data.manifest.clone();
+async fn load_manifest(file: &ManifestFile) -> Result<Manifest, PreflightFault> {
+    let path = file.path.clone();
     let failed = |what: String| {
-        let message = format!("cannot use the manifest {}: {what}", data.manifest.display());
+        let message = format!("cannot use the manifest {}: {what}", file.path.display());
         fault(
             "manifest_unreadable",
             message,
@@ -197,13 +228,39 @@ async fn load_manifest(data: &DataConfig) -> Result<Manifest, PreflightFault> {
     });
     let loaded = loaded.await.map_err(|error| failed(error.to_string()))?.map_err(failed)?;
     let digest = loaded.digest().to_string();
-    if digest == data.digest {
+    if digest == file.digest {
         Ok(loaded)
     } else {
         let message =
-            format!("the manifest {} is of dataset {digest}, not {}", data.manifest.display(), data.digest);
+            format!("the manifest {} is of dataset {digest}, not {}", file.path.display(), file.digest);
         Err(fault("manifest_differs", message, "the dataset was indexed anew: submit the job again"))
     }
+}
+
+/// The manifest beside the data if there is one, else an index of it, made here and kept in memory: every worker of the
+/// job does the same, and the launcher compares what they found.
+async fn look_for_manifest(data: &DataConfig) -> Result<Manifest, Vec<PreflightFault>> {
+    let store = Store::open(&data.source).map_err(|error| vec![source_fault(&error)])?;
+    let layout =
+        data.record.map(|record| RecordLayout { dtype: record.dtype, items: record.items, header_bytes: 0 });
+    let items = data.record.map(|record| record.items);
+    let options = IndexOptions { record: layout, items, ..IndexOptions::default() };
+    let opened = index::open(&store, &options).await;
+    let (manifest, origin) = opened.map_err(|faults| {
+        let left_out = faults.len().saturating_sub(DATASET_FAULTS_MAX);
+        let mut faults: Vec<PreflightFault> = faults
+            .into_iter()
+            .take(DATASET_FAULTS_MAX)
+            .map(|found| fault("dataset_unusable", found.to_string(), &found.hint))
+            .collect();
+        if left_out > 0 {
+            let message = format!("{left_out} more faults of the data set are not listed");
+            faults.push(fault("dataset_unusable", message, "launcher data verify lists all of them"));
+        }
+        faults
+    })?;
+    tracing::info!(?origin, digest = %manifest.digest(), samples = manifest.sample_count(), "opened the data set");
+    Ok(manifest)
 }
 
 fn read_file(path: &Path) -> io::Result<Vec<u8>> {
@@ -214,20 +271,17 @@ fn read_file(path: &Path) -> io::Result<Vec<u8>> {
 
 /// Opens the store and reads one byte of it: what a missing mount or a wrong permission would refuse.
 async fn open_store(data: &DataConfig, manifest: &Manifest) -> Result<Store, PreflightFault> {
-    let failed = |error: &datapath::store::StoreError| {
-        let message = format!("cannot {}", chain(error));
-        fault(
-            "source_unreadable",
-            message,
-            "is the dataset mounted on this host, and readable for this user?",
-        )
-    };
-    let store = Store::open(&data.source).map_err(|error| failed(&error))?;
+    let store = Store::open(&data.source).map_err(|error| source_fault(&error))?;
     if let Some(shard) = manifest.shards().iter().find(|shard| shard.bytes > 0) {
         let (_, read) = store.read(&shard.name, 0, Block::with_len(1)).await;
-        read.map_err(|error| failed(&error))?;
+        read.map_err(|error| source_fault(&error))?;
     }
     Ok(store)
+}
+
+fn source_fault(error: &StoreError) -> PreflightFault {
+    let hint = "is the dataset mounted on this host, and readable for this user?";
+    fault("source_unreadable", format!("cannot {}", chain(error)), hint)
 }
 
 /// A peer that has a data plane, as the plane knows it.

@@ -47,7 +47,7 @@ pub(super) fn error_file(path: &Path) -> Option<String> {
 /// How often the kernel killed for want of memory: in this process's control group where that is counted (cgroup-v2
 /// `memory.events`, cgroup-v1 `memory.oom_control`), which also sees ranks in groups below; else on the whole host
 /// (/proc/vmstat). 0 where none can be read.
-pub(super) fn oom_kills(root: &Path) -> u64 {
+pub(crate) fn oom_kills(root: &Path) -> u64 {
     let read = |path: &Path| fs::read_to_string(root.join(path)).unwrap_or_default();
     let count =
         |text: &str| text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok());

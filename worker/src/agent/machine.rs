@@ -40,11 +40,21 @@ pub(super) const GRACE: Duration = Duration::from_secs(5);
 /// Troubles told per generation: the first ones matter.
 const TROUBLES_MAX: usize = 16;
 
+/// What a worker does without a launcher, once the lease is over and its ranks are stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Without {
+    /// It ends: whoever starts launchers starts workers too.
+    Ends,
+    /// It goes on looking: in a pod, where a launcher may take minutes to be started again somewhere else.
+    Waits,
+}
+
 /// The state.
 #[derive(Debug)]
 pub(super) struct Machine {
     has_data: bool,
     hang: Option<Duration>,
+    without: Without,
     link: Link,
     /// This generation and all before are over here.
     floor: Generation,
@@ -56,7 +66,7 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(has_data: bool, hang: Option<Duration>) -> Self {
+    pub(super) fn new(has_data: bool, hang: Option<Duration>, without: Without) -> Self {
         let link = Link {
             session: None,
             welcomed: None,
@@ -64,9 +74,20 @@ impl Machine {
             heartbeat: Duration::from_secs(1),
             last_contact: Duration::ZERO,
             last_heartbeat: Duration::ZERO,
+            given_up: false,
         };
         let floor = Generation::default();
-        Self { has_data, hang, link, floor, run: None, next: None, ending: None, actions: Vec::new() }
+        Self {
+            has_data,
+            hang,
+            without,
+            link,
+            floor,
+            run: None,
+            next: None,
+            ending: None,
+            actions: Vec::new(),
+        }
     }
 
     /// Takes an event in; the actions are to be done in their order.
@@ -90,7 +111,7 @@ impl Machine {
 
     /// When [`Event::Tick`] is due at the latest.
     pub(super) fn deadline(&self) -> Now {
-        let mut deadline = if self.link.session.is_none() && self.ending.is_none() {
+        let mut deadline = if self.link.session.is_none() && self.ending.is_none() && !self.link.given_up {
             self.link.lost_at()
         } else {
             self.link.last_heartbeat + self.link.heartbeat
@@ -147,7 +168,7 @@ impl Machine {
         }
         match &self.run {
             None => {
-                self.run = Some(Run::new(generation));
+                self.run = Some(Run::new(generation, self.without == Without::Waits));
                 self.actions.push(Action::Check(generation));
             }
             Some(run) if run.generation < generation => {
@@ -301,8 +322,17 @@ impl Machine {
     fn on_time(&mut self, now: Now) {
         if self.link.session.is_some() {
             self.link.last_contact = now;
-        } else if now >= self.link.lost_at() && self.ending.is_none() {
-            self.end(Outcome::LauncherLost, self.link.margin() / 2);
+            self.link.given_up = false;
+        } else if now >= self.link.lost_at() && self.ending.is_none() && !self.link.given_up {
+            let grace = self.link.margin() / 2;
+            match self.without {
+                Without::Ends => self.end(Outcome::LauncherLost, grace),
+                Without::Waits => {
+                    self.link.given_up = true;
+                    self.next = None;
+                    self.stop(grace);
+                }
+            }
         }
         if let Some(run) = &mut self.run {
             for exit in run.exits.values_mut() {

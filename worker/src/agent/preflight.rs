@@ -11,20 +11,27 @@ use crate::rendezvous::message::PreflightFault;
 /// Where a program is looked up when nobody says: what the C library does (execvp(3)).
 const PATH_DEFAULT: &str = "/bin:/usr/bin";
 
-/// Everything that is wrong with the program and the folders, at once. Reads and writes the file system.
+/// Everything that is wrong with the program and the folders, at once. Reads and writes the file system. The program is
+/// looked for where the environment it will inherit is known: in another container of a pod it cannot be seen, and shows
+/// when it is executed.
 #[must_use]
-pub(super) fn check(config: &WorkerConfig, inherited: &BTreeMap<String, String>) -> Vec<PreflightFault> {
+pub(super) fn check(
+    config: &WorkerConfig,
+    inherited: Option<&BTreeMap<String, String>>,
+) -> Vec<PreflightFault> {
     let mut faults = Vec::new();
-    if config.run.workdir.is_dir() {
-        faults.extend(check_command(config, inherited));
-    } else {
-        faults.push(fault(
+    match inherited {
+        Some(inherited) if config.run.workdir.is_dir() => faults.extend(check_command(config, inherited)),
+        Some(_) => faults.push(fault(
             "workdir_missing",
             format!("the working directory {} is not a folder", config.run.workdir.display()),
             "name a folder that exists on every host of the job",
-        ));
+        )),
+        None => {}
     }
-    for (what, folder) in [("log", &config.log_folder), ("checkpoint", &config.checkpoint_folder)] {
+    // Where the ranks are in another container, the folder of checkpoints is theirs: here it may be read-only.
+    let checkpoints = inherited.map(|_| ("checkpoint", &config.checkpoint_folder));
+    for (what, folder) in [("log", &config.log_folder)].into_iter().chain(checkpoints) {
         if let Err(error) = fs::create_dir_all(folder).and_then(|()| tempfile_in(folder)) {
             faults.push(fault(
                 "folder_not_writable",

@@ -19,11 +19,15 @@ use crate::config::WorkerConfig;
 use crate::environment::{self, Inputs};
 use crate::evidence::{self, Observation};
 use crate::host::interface;
+use crate::pod::link::Orders;
+use crate::pod::message::Surroundings;
+use crate::pod::status::Status;
+use crate::ranks::{Prepare, Ranks, RanksEvent};
 use crate::rendezvous::client::Client;
 use crate::rendezvous::message::{
     Assignment, CauseKind, Evidence, ExitStatus, PreflightFault, Registration, ToLauncher,
 };
-use crate::supervisor::{Family, Launch, RankExit, RankProcess, Supervisor, SupervisorEvent};
+use crate::supervisor::{Container, Family, Launch, RankExit, RankProcess, Supervisor, SupervisorEvent};
 use crate::units::{Generation, Rank};
 use crate::{affinity, files, sweep};
 
@@ -38,8 +42,8 @@ const CODE_NOT_EXECUTABLE: i32 = 126;
 pub(super) enum Note {
     /// The machine can have it as it is.
     Event(Event),
-    /// From the ranks' thread.
-    Supervisor(SupervisorEvent),
+    /// From whoever executes the ranks.
+    Ranks(RanksEvent),
     /// The feeds of a generation are open.
     Entered(Generation, BTreeMap<Rank, RankFeed>),
     /// Where the ranks of a generation meet is open.
@@ -54,14 +58,17 @@ pub(super) type Notes = mpsc::Sender<Note>;
 /// All that a worker holds.
 pub(super) struct Shell {
     config: Arc<WorkerConfig>,
-    inherited: Arc<BTreeMap<String, String>>,
+    /// What ranks inherit; none where they run in another container.
+    inherited: Option<Arc<BTreeMap<String, String>>>,
     notes: Notes,
     client: Client,
     registration: watch::Sender<Registration>,
-    supervisor: Supervisor,
+    ranks_home: Ranks,
+    /// What others may see of this worker, in a pod.
+    status: Option<Arc<Status>>,
     data: Option<Arc<DataSide>>,
     /// Why there is no data plane although the job has data.
-    data_fault: Option<PreflightFault>,
+    data_faults: Vec<PreflightFault>,
     feeds: BTreeMap<Rank, RankFeed>,
     meeting: Option<(Generation, Meeting)>,
     /// This generation and all before are over: what still opens for them is closed at once.
@@ -76,37 +83,42 @@ pub(super) struct Shell {
 /// What a shell is made of.
 pub(super) struct Parts {
     pub(super) config: WorkerConfig,
-    pub(super) inherited: BTreeMap<String, String>,
+    pub(super) home: RanksHome,
     pub(super) client: Client,
     pub(super) registration: watch::Sender<Registration>,
-    pub(super) data: Result<Option<DataSide>, PreflightFault>,
+    pub(super) data: Result<Option<DataSide>, Vec<PreflightFault>>,
+}
+
+/// Where the ranks will run.
+pub(super) enum RanksHome {
+    /// As children of this process, with this environment.
+    Here(Family, BTreeMap<String, String>),
+    /// In another container of this pod.
+    There(Orders, mpsc::Receiver<RanksEvent>, Arc<Status>),
 }
 
 impl Shell {
     /// Starts the ranks' thread. The receiver brings what [`Self::translate`] makes events of.
-    pub(super) fn start(parts: Parts, family: Family) -> std::io::Result<(Self, mpsc::Receiver<Note>)> {
-        let Parts { config, inherited, client, registration, data } = parts;
+    pub(super) fn start(parts: Parts) -> std::io::Result<(Self, mpsc::Receiver<Note>)> {
+        let Parts { config, home, client, registration, data } = parts;
         let (notes, inbox) = mpsc::channel(NOTES_MAX);
-        let tell = notes.clone();
-        // Fails when the loop is gone; then nobody needs to know.
-        let supervisor = Supervisor::start(family, move |event| {
-            let _ = tell.blocking_send(Note::Supervisor(event));
-        })?;
-        let (data, data_fault) = match data {
-            Ok(data) => (data.map(Arc::new), None),
-            Err(fault) => (None, Some(fault)),
+        let (ranks_home, inherited, status) = settle(home, &config, notes.clone())?;
+        let (data, data_faults) = match data {
+            Ok(data) => (data.map(Arc::new), Vec::new()),
+            Err(faults) => (None, faults),
         };
         // What a killed worker of the same number left.
         remove_leftovers(&config);
         let shell = Self {
             config: Arc::new(config),
-            inherited: Arc::new(inherited),
+            inherited,
             notes,
             client,
             registration,
-            supervisor,
+            ranks_home,
+            status,
             data,
-            data_fault,
+            data_faults,
             feeds: BTreeMap::new(),
             meeting: None,
             left: Generation::default(),
@@ -141,12 +153,19 @@ impl Shell {
             Note::Failed(generation, fault) => {
                 Event::Trouble { generation, evidence: evidence::of_fault(&fault, unix_ns()) }
             }
-            Note::Supervisor(SupervisorEvent::Started { generation, pids }) => {
-                Event::Started { generation, pids }
+            Note::Ranks(RanksEvent::Terminating(generation)) => {
+                Event::Trouble { generation, evidence: evidence::container_told_to_stop(unix_ns()) }
             }
-            Note::Supervisor(SupervisorEvent::Exited(exit)) => Event::Exited(exit),
-            Note::Supervisor(SupervisorEvent::Stopped { generation }) => Event::Stopped { generation },
-            Note::Supervisor(SupervisorEvent::NotStarted { generation, rank, error }) => {
+            Note::Ranks(RanksEvent::Supervisor(event)) => self.of_supervisor(event),
+        }
+    }
+
+    fn of_supervisor(&self, event: SupervisorEvent) -> Event {
+        match event {
+            SupervisorEvent::Started { generation, pids } => Event::Started { generation, pids },
+            SupervisorEvent::Exited(exit) => Event::Exited(exit),
+            SupervisorEvent::Stopped { generation } => Event::Stopped { generation },
+            SupervisorEvent::NotStarted { generation, rank, error } => {
                 let program = self.config.run.command.first().map_or("", String::as_str);
                 let evidence = evidence::not_started(rank, program, &error, unix_ns());
                 let missing = error.kind() == std::io::ErrorKind::NotFound;
@@ -162,6 +181,9 @@ impl Shell {
             Action::Send(session, message) => self.send(session, message),
             Action::Heartbeat(session, generation, progress) => {
                 let counters = self.data.as_ref().map(|data| data.counters()).unwrap_or_default();
+                if let Some(status) = &self.status {
+                    status.count(counters);
+                }
                 self.send(session, ToLauncher::Heartbeat { generation, progress, counters });
                 self.rotate_logs();
             }
@@ -171,10 +193,10 @@ impl Shell {
             Action::Check(generation) => self.check(generation),
             Action::Enter(assignment) => self.enter(assignment),
             Action::OpenStore { generation, world_size } => self.open_store(generation, world_size),
-            Action::Launch { assignment, master } => self.launch(&assignment, master),
+            Action::Launch { assignment, master } => self.launch(assignment, master),
             Action::Examine(exit) => self.examine(exit),
             Action::Hang { generation, stuck } => self.report_hang(generation, stuck),
-            Action::Stop { generation, grace } => self.supervisor.stop(generation, grace),
+            Action::Stop { generation, grace } => self.ranks_home.stop(generation, grace),
             Action::Leave(generation) => self.leave(generation),
             Action::Exit(outcome) => return Some(outcome),
         }
@@ -184,9 +206,9 @@ impl Shell {
     /// Lets go of everything, in the order in which nothing can speak of what is gone. `inbox` is closed first, so
     /// that no thread waits for its reader.
     pub(super) async fn close(self, inbox: mpsc::Receiver<Note>) {
-        let Self { client, supervisor, data, feeds, meeting, config, .. } = self;
+        let Self { client, ranks_home, data, feeds, meeting, config, .. } = self;
         drop(inbox);
-        drop(supervisor);
+        drop(ranks_home);
         drop(feeds);
         drop(meeting);
         remove_leftovers(&config);
@@ -203,12 +225,11 @@ impl Shell {
     }
 
     fn check(&self, generation: Generation) {
-        let (config, inherited, notes) =
-            (Arc::clone(&self.config), Arc::clone(&self.inherited), self.notes());
-        let data_fault = self.data_fault.clone();
+        let (config, inherited, notes) = (Arc::clone(&self.config), self.inherited.clone(), self.notes());
+        let data_faults = self.data_faults.clone();
         tokio::task::spawn_blocking(move || {
-            let mut faults = preflight::check(&config, &inherited);
-            faults.extend(data_fault);
+            let mut faults = preflight::check(&config, inherited.as_deref());
+            faults.extend(data_faults);
             let _ = notes.blocking_send(Note::Event(Event::Checked { generation, faults }));
         });
     }
@@ -236,68 +257,48 @@ impl Shell {
         });
     }
 
-    fn launch(&mut self, assignment: &Assignment, master: std::net::SocketAddr) {
-        let facts = crate::host::facts(&self.config.cpus);
-        // Without a wish the scheduler is free.
-        let cpus = if self.config.cpus.is_empty() { &[][..] } else { &facts.cpus };
-        let plan = affinity::plan(cpus, &facts.numa, assignment.ranks.len());
+    fn launch(&mut self, assignment: Assignment, master: std::net::SocketAddr) {
         self.oom_kills = examine::oom_kills(Path::new("/"));
         let (logs, worker, generation) = (&self.config.log_folder, self.config.worker, assignment.generation);
-        let flight_folder = files::flight_folder(logs, generation, worker);
-        for folder in [&files::error_folder(logs, worker), &flight_folder] {
-            if let Err(error) = fs::create_dir_all(folder) {
+        for folder in [files::error_folder(logs, worker), files::flight_folder(logs, generation, worker)] {
+            if let Err(error) = fs::create_dir_all(&folder) {
                 tracing::warn!(%error, folder = %folder.display(), "ranks cannot leave what they know here");
             }
         }
-        let interface = interface::of_address(Path::new("/"), self.config.bind);
         self.ranks.clone_from(&assignment.ranks);
-        let ranks = (0..).zip(&assignment.ranks).zip(plan).map(|((local_rank, rank), cpus)| {
-            let error_file = error_file(&self.config, generation, *rank);
-            let env = environment::of_rank(&Inputs {
-                inherited: &self.inherited,
-                job_env: &self.config.run.env,
-                job: &self.config.job,
-                job_uid: &self.config.job_uid,
-                worker,
-                framework: self.config.run.framework,
-                assignment,
-                local_rank,
-                rank: *rank,
-                master,
-                interface: interface.as_deref(),
-                cpus: &cpus,
-                data_socket: self.feeds.get(rank).map(|feed| feed.socket.as_str()),
-                error_file: &error_file,
-                flight_folder: &flight_folder,
-                checkpoint_folder: &self.config.checkpoint_folder,
-                python_folder: &self.config.python_folder,
-            });
-            RankProcess { rank: *rank, env, cpus, log: files::rank_log(logs, *rank) }
-        });
-        self.supervisor.launch(Launch {
-            generation,
-            cookie: sweep::cookie(&self.config.job_uid, generation, worker),
-            command: self.config.run.command.clone(),
-            workdir: self.config.run.workdir.clone(),
-            ranks: ranks.collect(),
-        });
+        let ranks = assignment.ranks.clone();
+        let sockets = self.feeds.iter().map(|(rank, feed)| (*rank, feed.socket.clone())).collect();
+        let config = Arc::clone(&self.config);
+        let prepare: Prepare =
+            Box::new(move |surroundings| launch_of(&config, &assignment, master, &sockets, surroundings));
+        self.ranks_home.launch(generation, &ranks, prepare);
     }
 
     fn examine(&self, exit: RankExit) {
         let (config, notes, oom_before) = (Arc::clone(&self.config), self.notes(), self.oom_kills);
-        let RankExit { generation, rank, status, stopped_by_us, log_start } = exit;
+        let RankExit { generation, rank, status, stopped_by_us, log_start, container } = exit;
         let error_file = error_file(&self.config, generation, rank);
         tokio::task::spawn_blocking(move || {
             let error_file = examine::error_file(&error_file);
-            let evidence = evidence::judge(&Observation {
-                rank,
-                status,
-                stopped_by_us,
-                oom_counted: examine::oom_kills(Path::new("/")) > oom_before,
-                error_file: error_file.as_deref(),
-                log: &examine::log_end(&files::rank_log(&config.log_folder, rank), log_start),
-                seen_unix_ns: unix_ns(),
-            });
+            let log = examine::log_end(&files::rank_log(&config.log_folder, rank), log_start);
+            let oom_counted = match container {
+                Container::Ours => examine::oom_kills(Path::new("/")) > oom_before,
+                Container::Other { oom_counted } => oom_counted,
+                Container::Gone => false,
+            };
+            let evidence = if container == Container::Gone && !stopped_by_us {
+                Some(evidence::container_gone(rank, &log, unix_ns()))
+            } else {
+                evidence::judge(&Observation {
+                    rank,
+                    status,
+                    stopped_by_us,
+                    oom_counted,
+                    error_file: error_file.as_deref(),
+                    log: &log,
+                    seen_unix_ns: unix_ns(),
+                })
+            };
             let _ = notes.blocking_send(Note::Event(Event::Examined { generation, rank, evidence }));
         });
     }
@@ -350,6 +351,87 @@ impl Shell {
             }
             rotating.store(false, Ordering::Release);
         });
+    }
+}
+
+/// Lets whoever is to execute the ranks tell the agent's loop.
+#[expect(clippy::type_complexity, reason = "the three fields of a shell that depend on where the ranks run")]
+fn settle(
+    home: RanksHome,
+    config: &WorkerConfig,
+    notes: Notes,
+) -> std::io::Result<(Ranks, Option<Arc<BTreeMap<String, String>>>, Option<Arc<Status>>)> {
+    match home {
+        RanksHome::Here(family, inherited) => {
+            // Fails when the loop is gone; then nobody needs to know.
+            let supervisor = Supervisor::start(family, move |event| {
+                let _ = notes.blocking_send(Note::Ranks(RanksEvent::Supervisor(event)));
+            })?;
+            // Without a wish the scheduler is free.
+            let cpus =
+                if config.cpus.is_empty() { Vec::new() } else { crate::host::facts(&config.cpus).cpus };
+            let workdir = config.run.workdir.clone();
+            let surroundings = Surroundings { env: inherited.clone(), cpus, workdir };
+            Ok((Ranks::Here(supervisor, surroundings), Some(Arc::new(inherited)), None))
+        }
+        RanksHome::There(orders, mut events, status) => {
+            tokio::spawn(async move {
+                while let Some(event) = events.recv().await {
+                    if notes.send(Note::Ranks(event)).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            Ok((Ranks::There(orders), None, Some(status)))
+        }
+    }
+}
+
+/// The ranks of a generation, as they are to be executed among these surroundings.
+fn launch_of(
+    config: &WorkerConfig,
+    assignment: &Assignment,
+    master: std::net::SocketAddr,
+    sockets: &BTreeMap<Rank, String>,
+    surroundings: &Surroundings,
+) -> Launch {
+    let (logs, worker, generation) = (&config.log_folder, config.worker, assignment.generation);
+    let numa = crate::host::facts(&[]).numa;
+    let plan = affinity::plan(&surroundings.cpus, &numa, assignment.ranks.len());
+    let interface = interface::of_address(Path::new("/"), config.bind);
+    let flight_folder = files::flight_folder(logs, generation, worker);
+    let ranks = (0..).zip(&assignment.ranks).zip(plan).map(|((local_rank, rank), cpus)| {
+        let error_file = error_file(config, generation, *rank);
+        let env = environment::of_rank(&Inputs {
+            inherited: &surroundings.env,
+            job_env: &config.run.env,
+            job: &config.job,
+            job_uid: &config.job_uid,
+            worker,
+            framework: config.run.framework,
+            assignment,
+            local_rank,
+            rank: *rank,
+            master,
+            interface: interface.as_deref(),
+            cpus: &cpus,
+            data_socket: sockets.get(rank).map(String::as_str),
+            error_file: &error_file,
+            flight_folder: &flight_folder,
+            checkpoint_folder: &config.checkpoint_folder,
+            python_folder: &config.python_folder,
+        });
+        RankProcess { rank: *rank, env, cpus, log: files::rank_log(logs, *rank) }
+    });
+    // In a pod the image may say where its program runs.
+    let workdir =
+        if config.run.workdir.as_os_str().is_empty() { &surroundings.workdir } else { &config.run.workdir };
+    Launch {
+        generation,
+        cookie: sweep::cookie(&config.job_uid, generation, worker),
+        command: config.run.command.clone(),
+        workdir: workdir.clone(),
+        ranks: ranks.collect(),
     }
 }
 

@@ -251,7 +251,10 @@ async fn preflight_names_all_that_is_wrong() {
     let run = RunConfig { command: vec!["no-such-program".into()], ..config.run.clone() };
     let broken = WorkerConfig { run, log_folder: "/proc/slipway".into(), ..config.clone() };
     let codes = |config: &WorkerConfig| {
-        preflight::check(config, &BTreeMap::new()).into_iter().map(|fault| fault.code).collect::<Vec<_>>()
+        preflight::check(config, Some(&BTreeMap::new()))
+            .into_iter()
+            .map(|fault| fault.code)
+            .collect::<Vec<_>>()
     };
     assert_eq!(codes(&broken), ["command_not_found", "folder_not_writable"]);
     assert_eq!(codes(&config), Vec::<String>::new());

@@ -117,6 +117,22 @@ pub struct Registration {
     pub data_address: Option<SocketAddr>,
     /// The generation that still runs here, after a reconnect.
     pub running: Option<Generation>,
+    /// The data set as this worker found it, where the launcher could not look at it itself (in a pod).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<DataFacts>,
+}
+
+/// A data set, as one worker found it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataFacts {
+    /// Its manifest's digest, in hex: the same on every worker, or the job cannot run.
+    pub digest: String,
+    /// Steps of one epoch.
+    pub steps_per_epoch: u64,
+    /// Samples.
+    pub samples: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// What placement and rank order need to know of a host.
@@ -398,19 +414,19 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
 
 /// Maps with numbers as keys, as lists of pairs: JSON's keys are strings, and inside a tagged enum serde does not
 /// read them back as numbers.
-mod pairs {
+pub(crate) mod pairs {
     use std::collections::BTreeMap;
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    pub(super) fn serialize<K: Serialize, V: Serialize, S: Serializer>(
+    pub(crate) fn serialize<K: Serialize, V: Serialize, S: Serializer>(
         map: &BTreeMap<K, V>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(map)
     }
 
-    pub(super) fn deserialize<'de, K, V, D>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
+    pub(crate) fn deserialize<'de, K, V, D>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
     where
         K: Deserialize<'de> + Ord,
         V: Deserialize<'de>,

@@ -27,9 +27,12 @@ pub(crate) fn authority() -> Authority {
 
 impl Authority {
     pub(crate) fn identity(&self, name: &str) -> Identity {
-        let key = KeyPair::generate().unwrap();
+        self.identity_of(name, &KeyPair::generate().unwrap())
+    }
+
+    pub(crate) fn identity_of(&self, name: &str, key: &KeyPair) -> Identity {
         let certificate =
-            CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
+            CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(key, &self.issuer).unwrap();
         Identity {
             ca_der: self.der.clone(),
             cert_der: certificate.der().to_vec(),

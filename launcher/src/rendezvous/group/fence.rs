@@ -37,6 +37,9 @@ impl Group {
 
     pub(super) fn fence_is_recorded(&mut self, now: Now) {
         match &mut self.state {
+            State::Clearing { record, .. } if *record <= self.persisted && self.config.finds_workers => {
+                return self.gather(now, Duration::ZERO);
+            }
             State::Clearing { record, is_swept } if *record <= self.persisted && !*is_swept => {
                 *is_swept = true;
                 let workers = self.members.keys().copied().collect();
@@ -226,6 +229,7 @@ impl Group {
         for worker in workers {
             let Some(member) = self.members.get_mut(worker) else { continue };
             member.is_being_swept = false;
+            member.is_unknown = false;
             member.leave(Presence::Absent);
         }
         if let Some(world) = self.world()

@@ -1,13 +1,15 @@
 //! From nothing to a seated generation: launching, registering, pre-flight, seats.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
 use std::time::Duration;
 
-use worker::rendezvous::message::{PreflightFault, Registration, ToWorker};
+use worker::rendezvous::message::{DataFacts, PreflightFault, Registration, ToWorker};
 use worker::units::{Generation, WorkerId};
 
 use crate::backend::CauseCode;
 
+use super::adopt::Resumes;
 use super::evidence::Cause;
 use super::memory::{Outcome, Record};
 use super::progress::Progress;
@@ -27,7 +29,17 @@ impl Group {
             return self.gather(now, Duration::ZERO);
         }
         // An earlier launcher got that far. It may have died between any two steps, so its last generation is
-        // fenced (again) and everything that it started is swept before a new number is taken.
+        // fenced (again) and everything that it started is swept before a new number is taken. Workers that outlive
+        // it are told instead, each when it registers.
+        if self.config.finds_workers {
+            for member in self.members.values_mut() {
+                member.presence = Presence::Launching { since: now.elapsed, pid: None };
+                member.is_unknown = true;
+            }
+            if self.generation > self.fenced_before && self.seated_before == self.generation {
+                return self.adopt(now);
+            }
+        }
         let fence = Record::Fence { generation: self.generation, cause: None, restart: false };
         let record = self.persist(fence);
         self.state = State::Clearing { record, is_swept: false };
@@ -73,8 +85,17 @@ impl Group {
         }
     }
 
+    pub(super) fn leaving(&mut self, worker: WorkerId, leaving: u32) {
+        let Some(member) = self.members.get_mut(&worker) else { return };
+        member.is_leaving |= match &member.presence {
+            Presence::Present(present) => present.pid == leaving,
+            Presence::Launching { pid, .. } => *pid == Some(leaving),
+            Presence::Absent | Presence::Lost => false,
+        };
+    }
+
     pub(super) fn registered(&mut self, registration: Registration, now: Now) {
-        let Registration { worker, incarnation, pid, host, data_address, running } = registration;
+        let Registration { worker, incarnation, pid, host, data_address, running, data } = registration;
         let Some(member) = self.members.get_mut(&worker) else {
             return self.refuse(worker, incarnation, "this job has no worker of that number");
         };
@@ -101,20 +122,26 @@ impl Group {
                 return self.refuse(worker, incarnation, "this worker has another process already");
             }
         }
+        let resumes = self.resumes(worker, incarnation, &host.name, running);
         let Some(member) = self.members.get_mut(&worker) else { return };
+        member.is_unknown = false;
         member.presence = Presence::Present(Box::new(Present {
             incarnation,
             pid,
             host,
             data_address,
+            data,
             heard: now.elapsed,
             heard_unix_ns: now.unix_ns,
             told: now.elapsed,
             ready: None,
-            stale: running,
+            stale: running.filter(|_| resumes != Resumes::Yes),
         }));
         self.welcome(worker);
         self.tell(worker, now.elapsed);
+        if resumes == Resumes::No {
+            self.does_not_resume(worker, now);
+        }
         self.close_gathering(now);
     }
 
@@ -276,6 +303,10 @@ impl Group {
         let present: BTreeSet<WorkerId> =
             self.members.iter().filter(|(_, member)| member.is_eligible()).map(|(id, _)| *id).collect();
         let have = u32::try_from(present.len()).unwrap_or(u32::MAX);
+        // What it runs would be beside the next generation.
+        if self.members.values().any(|member| member.is_unknown) {
+            return;
+        }
         let hoped_for = self.members.values().filter(|member| !member.is_given_up).count();
         let State::Gathering { recorded: true, not_before, enough, .. } = &mut self.state else { return };
         if have < self.config.min_workers {
@@ -307,6 +338,7 @@ impl Group {
             let ready = self.members.get(worker).and_then(Member::present).and_then(|p| p.ready.as_ref());
             faults.extend(ready.into_iter().flatten().map(|fault| (*worker, fault.clone())));
         }
+        faults.extend(self.agree_on_data(&members));
         if faults.is_empty() {
             self.assign(&members, now);
         } else {
@@ -314,6 +346,38 @@ impl Group {
             cause.seen_unix_ns = now.unix_ns;
             self.end(Outcome::Failed { cause: Box::new(cause) });
         }
+    }
+
+    /// All workers must have found the same data set, in this generation and in all before; faults name those that did
+    /// not. What they agree on is written down.
+    fn agree_on_data(&mut self, members: &BTreeSet<WorkerId>) -> Vec<(WorkerId, PreflightFault)> {
+        let found = |worker: &WorkerId| Some((*worker, self.members.get(worker)?.present()?.data.clone()?));
+        let found: Vec<(WorkerId, DataFacts)> = members.iter().filter_map(found).collect();
+        let Some((_, first)) = found.first() else { return Vec::new() };
+        let known = self.data.clone();
+        let agreed = known.clone().unwrap_or_else(|| first.clone());
+        let differs = |(worker, facts): &(WorkerId, DataFacts)| {
+            let fault = PreflightFault {
+                code: "data_differs".to_owned(),
+                message: format!(
+                    "the data set is {} here ({} samples), and {} for {}",
+                    facts.digest,
+                    facts.samples,
+                    agreed.digest,
+                    if known.is_some() { "the job so far" } else { "the first worker" }
+                ),
+                hint: "every worker must see the same shards, and they must not change while the job lasts"
+                    .to_owned(),
+            };
+            (*worker, fault)
+        };
+        let faults: Vec<_> = found.iter().filter(|(_, facts)| *facts != agreed).map(differs).collect();
+        if faults.is_empty() && known.is_none() {
+            self.config.steps_per_epoch = NonZeroU64::new(agreed.steps_per_epoch);
+            self.persist(Record::Data { data: agreed.clone() });
+            self.data = Some(agreed);
+        }
+        faults
     }
 
     fn assign(&mut self, members: &BTreeSet<WorkerId>, now: Now) {
@@ -345,6 +409,8 @@ impl Group {
             pids: BTreeMap::new(),
             exits: BTreeMap::new(),
             observed: Vec::new(),
+            awaited: BTreeSet::new(),
+            is_adopted: false,
             fenced: BTreeSet::new(),
             progress: Progress::new(ranks, self.config.steps_per_epoch, self.start.clone()),
         });

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use datapath::Counters;
 use datapath::order::OrderDigest;
 use serde::{Deserialize, Serialize};
+use worker::rendezvous::message::DataFacts;
 use worker::units::{Generation, Step, WorkerId};
 
 use super::evidence::Cause;
@@ -19,6 +20,11 @@ pub enum Record {
     Generation {
         /// The number.
         generation: Generation,
+    },
+    /// The data set that the workers found: it must be the same for ever.
+    Data {
+        /// What they said.
+        data: DataFacts,
     },
     /// Who sits where in it, for sticky ranks.
     Assigned {
@@ -111,12 +117,18 @@ pub struct Memory {
     pub fenced: Generation,
     /// The last seats.
     pub seats: Vec<WorkerId>,
+    /// The generation that they are of.
+    #[serde(default)]
+    pub seated: Generation,
     /// The committed step.
     pub committed: Step,
     /// Sums below it.
     pub settled: Settled,
     /// What was consumed so far.
     pub work: Work,
+    /// The data set, where the workers found it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<DataFacts>,
     /// Generations that followed a failure.
     pub restarts: u32,
     /// The last failure's cause.
@@ -133,9 +145,11 @@ impl Memory {
                 self.generation = self.generation.max(*generation);
                 self.outcome = None;
             }
+            Record::Data { data } => self.data = Some(data.clone()),
             Record::Assigned { generation, seats } => {
                 self.generation = self.generation.max(*generation);
                 self.seats.clone_from(seats);
+                self.seated = *generation;
             }
             Record::Fence { generation, cause, restart } => {
                 self.generation = self.generation.max(*generation);

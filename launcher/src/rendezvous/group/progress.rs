@@ -111,6 +111,8 @@ pub(super) struct Start {
 pub(super) struct Progress {
     ranks: Vec<RankState>,
     steps_per_epoch: Option<NonZeroU64>,
+    /// An earlier launcher heard the beginning of it.
+    is_adopted: bool,
     committed: Step,
     /// Steps below `committed`, of all generations.
     settled: Settled,
@@ -140,6 +142,7 @@ impl Progress {
         Self {
             ranks: (0..world_size).map(|_| rank.clone()).collect(),
             steps_per_epoch,
+            is_adopted: false,
             committed,
             settled: start.settled,
             work: start.work,
@@ -148,6 +151,12 @@ impl Progress {
             complete: BTreeMap::new(),
             open: BTreeMap::new(),
         }
+    }
+
+    /// The same, of a generation whose beginning another launcher heard.
+    #[must_use]
+    pub(super) fn adopted(world_size: u32, steps_per_epoch: Option<NonZeroU64>, start: Start) -> Self {
+        Self { is_adopted: true, ..Self::new(world_size, steps_per_epoch, start) }
     }
 
     /// Takes in what a rank says. What was said before changes nothing.
@@ -282,9 +291,18 @@ impl Progress {
         }
     }
 
+    /// Whether a step below is not known to be complete. A launcher that took over a generation may have missed some; a
+    /// commit beyond them would settle a wrong sum.
+    fn misses_below(&self, committed: Step) -> bool {
+        let known = self.complete.range(..committed).count();
+        let from = self.sealed_until.max(self.committed);
+        let is_whole = u64::try_from(known).is_ok_and(|known| known == committed.0.saturating_sub(from.0));
+        self.is_adopted && !is_whole
+    }
+
     fn advance(&mut self) {
         let committed = self.ranks.iter().map(|rank| rank.committed).min().unwrap_or_default();
-        if committed <= self.committed || committed < self.sealed_until {
+        if committed <= self.committed || committed < self.sealed_until || self.misses_below(committed) {
             return;
         }
         self.settled.add_all(&std::mem::take(&mut self.sealed));

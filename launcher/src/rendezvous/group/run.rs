@@ -58,6 +58,13 @@ impl Group {
         address: SocketAddr,
         now: Now,
     ) {
+        if let State::Joining { world } | State::Running { world } = &mut self.state
+            && world.is_adopted
+            && world.generation == generation
+            && world.group_rank(worker) == Some(0)
+        {
+            world.master = Some(address);
+        }
         let State::Assigned { world } = &mut self.state else { return };
         if world.generation != generation || world.group_rank(worker) != Some(0) {
             return;
@@ -226,6 +233,7 @@ impl Group {
     }
 
     pub(super) fn tick_running(&mut self, now: Now) {
+        self.tick_adopted(now);
         let limit = self.config.timing.start;
         if let State::Assigned { world } | State::Joining { world } = &self.state
             && now.elapsed > world.since.saturating_add(limit)
@@ -251,7 +259,7 @@ impl Group {
             let ranks = world.ranks(u32::try_from(group_rank).unwrap_or(u32::MAX));
             !is_here || ranks.iter().all(|rank| world.exits.contains_key(rank))
         });
-        if now.elapsed < *until && !is_quiet {
+        if now.elapsed < *until && !is_quiet || self.still_awaits(world, now) {
             return;
         }
         let cause = self.cause_of(world, now);
@@ -318,6 +326,7 @@ impl Group {
             _ => now.unix_ns,
         };
         let incarnation = member.present().map(|present| present.incarnation);
+        member.is_unknown &= !matches!(left, Presence::Absent);
         member.leave(left);
         if let Some(counters) = self.counters.remove(&worker) {
             self.counters_of_the_gone += counters;
@@ -329,7 +338,9 @@ impl Group {
             | State::Running { world }
             | State::Suspect { world, .. } => {
                 let generation = world.generation;
-                if world.seat(worker).is_none_or(|seat| Some(seat.incarnation) != incarnation) {
+                let is_seated = world.awaited.contains(&worker)
+                    || world.seat(worker).is_some_and(|seat| Some(seat.incarnation) == incarnation);
+                if !is_seated {
                     return self.relaunch_spare(worker, now);
                 }
                 let message = format!("worker {worker} was lost: {why}");

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use worker::rendezvous::message::{Assignment, ExitStatus, HostFacts, PeerAddress, PreflightFault, ToWorker};
+use worker::rendezvous::message::{
+    Assignment, DataFacts, ExitStatus, HostFacts, PeerAddress, PreflightFault, ToWorker,
+};
 use worker::units::{Generation, Incarnation, Rank, WorkerId};
 
 use super::evidence::Observed;
@@ -95,6 +97,11 @@ pub(super) struct Member {
     pub(super) is_being_swept: bool,
     /// Its process died since places were last given out: what is there now is cold.
     pub(super) is_replaced: bool,
+    /// Its process has been told to end: it is in no later generation.
+    pub(super) is_leaving: bool,
+    /// An earlier launcher's process of it may run a generation that nobody has fenced: no generation may begin before it
+    /// has registered or been swept.
+    pub(super) is_unknown: bool,
     /// It was lost too often: until the next restart the job does without it.
     pub(super) is_given_up: bool,
     /// Launches since the generation was gathered; a spare is launched again a few times only.
@@ -118,7 +125,7 @@ impl Member {
 
     /// Registered, and nothing of an earlier generation runs there.
     pub(super) fn is_eligible(&self) -> bool {
-        self.present().is_some_and(|present| present.stale.is_none())
+        !self.is_leaving && self.present().is_some_and(|present| present.stale.is_none())
     }
 
     pub(super) fn is_retired(&self, incarnation: Incarnation) -> bool {
@@ -127,6 +134,7 @@ impl Member {
 
     /// Puts `presence` in the place of what is there; a process that was there never comes back.
     pub(super) fn leave(&mut self, presence: Presence) {
+        self.is_leaving = false;
         if let Presence::Present(present) = std::mem::replace(&mut self.presence, presence) {
             if self.retired.len() >= RETIRED_MAX {
                 self.retired.pop_front();
@@ -158,6 +166,8 @@ pub(super) struct Present {
     pub(super) pid: u32,
     pub(super) host: HostFacts,
     pub(super) data_address: Option<SocketAddr>,
+    /// The data set as it found it.
+    pub(super) data: Option<DataFacts>,
     pub(super) heard: Duration,
     pub(super) heard_unix_ns: u64,
     pub(super) told: Duration,
@@ -180,6 +190,10 @@ pub(super) struct World {
     pub(super) pids: BTreeMap<Rank, u32>,
     pub(super) exits: BTreeMap<Rank, ExitStatus>,
     pub(super) observed: Vec<Observed>,
+    /// Seats that an earlier launcher gave, whose workers have not been heard yet.
+    pub(super) awaited: BTreeSet<WorkerId>,
+    /// An earlier launcher began it: its workers have all that they need.
+    pub(super) is_adopted: bool,
     /// Workers that have stopped their ranks by themselves.
     pub(super) fenced: BTreeSet<WorkerId>,
     pub(super) progress: Progress,
@@ -245,7 +259,7 @@ impl World {
     ) -> Vec<ToWorker> {
         let Some(group_rank) = self.group_rank(worker) else { return Vec::new() };
         let is_seated = self.seat(worker).is_some_and(|seat| seat.incarnation == incarnation);
-        if !is_seated || self.started.contains(&worker) {
+        if !is_seated || self.is_adopted || self.started.contains(&worker) {
             return Vec::new();
         }
         let assign = ToWorker::Assign(self.assignment(group_rank, group));

@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 
 use worker::rendezvous::message::{
-    CauseKind, ConsumedStep, Evidence, ExitStatus, HostFacts, PreflightFault, RankProgress, ToLauncher,
+    CauseKind, ConsumedStep, DataFacts, Evidence, ExitStatus, HostFacts, PreflightFault, RankProgress,
+    ToLauncher,
 };
 use worker::units::{Rank, Step};
 
 use super::*;
 use crate::backend::{CauseCode, Phase};
+
+mod adoption;
 
 /// A group, its journal and the processes that it wants, all of them obedient until told otherwise.
 struct Rig {
@@ -31,6 +34,7 @@ fn config(workers: u32, spares: u32) -> GroupConfig {
         spares,
         ranks_per_worker: 1,
         steps_per_epoch: NonZeroU64::new(10),
+        finds_workers: false,
         restarts: RestartPolicy { max: 2, window: Duration::from_secs(3600), backoff: Duration::ZERO },
         timing: Timing::default(),
         fingerprints: BTreeMap::new(),
@@ -106,6 +110,10 @@ impl Rig {
     }
 
     fn register(&mut self, worker: u32) {
+        self.register_with(worker, None, None);
+    }
+
+    fn register_with(&mut self, worker: u32, running: Option<Generation>, data: Option<DataFacts>) {
         let pid = self.pids[&worker];
         self.handle(Event::Registered(Box::new(Registration {
             worker: WorkerId(worker),
@@ -113,7 +121,8 @@ impl Rig {
             pid,
             host: HostFacts::default(),
             data_address: None,
-            running: None,
+            running,
+            data,
         })));
     }
 
@@ -517,4 +526,32 @@ fn a_worker_that_ends_its_ranks_on_its_own_is_the_cause_and_not_its_signal() {
     rig.fail(1, CauseKind::KilledByUs, "terminated");
     assert_eq!((rig.cause().code, rig.cause().worker), (CauseCode::WorkerLost, Some(WorkerId(1))));
     assert_eq!(rig.cause().rank, None);
+}
+
+#[test]
+fn workers_that_find_other_data_than_the_others_or_than_before_are_faults() {
+    let facts = |digest: &str| {
+        Some(DataFacts { digest: digest.to_owned(), steps_per_epoch: 5, samples: 10, bytes: 100 })
+    };
+    let unknown = GroupConfig { steps_per_epoch: None, ..config(2, 0) };
+    let mut rig = Rig::new(unknown.clone(), Memory::default());
+    rig.register_with(0, None, facts("a"));
+    rig.register_with(1, None, facts("a"));
+    rig.ready_all();
+    assert_eq!(rig.group.phase(), Phase::Assigned);
+    assert_eq!(rig.group.config.steps_per_epoch, NonZeroU64::new(5));
+    let memory = Memory::of(&rig.records);
+    assert_eq!(memory.data, facts("a"));
+    let mut rig = Rig::new(unknown.clone(), Memory::default());
+    rig.register_with(0, None, facts("a"));
+    rig.register_with(1, None, facts("b"));
+    rig.ready_all();
+    let Some(cause) = rig.group.view().cause else { panic!("no cause") };
+    assert_eq!(cause.code, CauseCode::Preflight);
+    assert!(cause.message.contains("the data set is b here"), "{}", cause.message);
+    let mut rig = Rig::new(unknown, memory);
+    rig.register_with(0, None, facts("b"));
+    rig.register_with(1, None, facts("b"));
+    rig.ready_all();
+    assert!(rig.group.view().cause.is_some_and(|cause| cause.message.contains("for the job so far")));
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use datapath::Counters;
-use worker::rendezvous::message::ExitStatus;
+use worker::rendezvous::message::{DataFacts, ExitStatus};
 use worker::units::{Generation, Rank, Step, WorkerId};
 
 use crate::backend::Phase;
@@ -169,6 +169,12 @@ impl Group {
             sum += *counters;
         }
         sum
+    }
+
+    /// The data set, where the workers found it and agree.
+    #[must_use]
+    pub fn data(&self) -> Option<&DataFacts> {
+        self.data.as_ref()
     }
 
     /// The values that trainers reported, in all generations.

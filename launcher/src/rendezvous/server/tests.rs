@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use datapath::transport::quic::tls::Identity;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use worker::rendezvous::client::{Client, ClientConfig, SessionEvent};
@@ -9,7 +10,7 @@ use worker::rendezvous::message::HostFacts;
 use worker::units::Generation;
 
 use super::*;
-use crate::rendezvous::authority::{Authority, LAUNCHER_NAME};
+use crate::rendezvous::authority::Seed;
 
 /// Longer than any of these tests needs on a busy host.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -24,19 +25,21 @@ fn registration(worker: u32) -> Registration {
         host: HostFacts::default(),
         data_address: None,
         running: None,
+        data: None,
     }
 }
 
-fn server(authority: &Authority) -> (Server, mpsc::Receiver<Inbound>) {
-    let workers = authority.fingerprints().clone();
-    Server::start(&authority.launcher().unwrap(), Ipv4Addr::LOCALHOST.into(), workers).unwrap()
+fn server(authority: &Authority) -> (Server, Entry, mpsc::Receiver<Inbound>) {
+    let server = Server::start((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let (entry, inbound) = server.enlist("j", authority).unwrap();
+    (server, entry, inbound)
 }
 
 fn client(server: &Server, identity: &Identity, says: u32) -> (Client, mpsc::Receiver<SessionEvent>) {
     let (sender, receiver) = watch::channel(registration(says));
     let config = ClientConfig {
         launcher: server.address(),
-        launcher_name: LAUNCHER_NAME,
+        launcher_name: &launcher_name("j"),
         bind: Ipv4Addr::LOCALHOST.into(),
         identity,
     };
@@ -47,9 +50,9 @@ fn client(server: &Server, identity: &Identity, says: u32) -> (Client, mpsc::Rec
 
 #[tokio::test]
 async fn a_worker_registers_and_both_sides_talk() {
-    let mut authority = Authority::new("j").unwrap();
+    let mut authority = Authority::new("j", Seed::draw().unwrap()).unwrap();
     let identity = authority.worker(WorkerId(3)).unwrap();
-    let (server, mut inbound) = server(&authority);
+    let (server, _entry, mut inbound) = server(&authority);
     let (client, mut events) = client(&server, &identity, 3);
     let first = timeout(PATIENCE, inbound.recv()).await.unwrap().unwrap();
     let Inbound::Registered { registration, outbound } = first else { panic!("{first:?}") };
@@ -70,16 +73,16 @@ async fn a_worker_registers_and_both_sides_talk() {
     assert!(client.send(session.unwrap(), ready.clone()));
     let second = timeout(PATIENCE, inbound.recv()).await.unwrap().unwrap();
     let Inbound::Message { worker, incarnation, message } = second else { panic!("{second:?}") };
-    assert_eq!((worker, incarnation, message), (WorkerId(3), Incarnation(7), ready));
+    assert_eq!((worker, incarnation, *message), (WorkerId(3), Incarnation(7), ready));
     client.close().await;
     server.close().await;
 }
 
 #[tokio::test]
 async fn a_certificate_is_good_for_its_own_number_only() {
-    let mut authority = Authority::new("j").unwrap();
+    let mut authority = Authority::new("j", Seed::draw().unwrap()).unwrap();
     let identity = authority.worker(WorkerId(3)).unwrap();
-    let (server, mut inbound) = server(&authority);
+    let (server, _entry, mut inbound) = server(&authority);
     let (_client, _events) = client(&server, &identity, 4);
     assert!(timeout(NOTHING, inbound.recv()).await.is_err(), "worker 3 cannot be worker 4");
     server.close().await;
@@ -87,11 +90,11 @@ async fn a_certificate_is_good_for_its_own_number_only() {
 
 #[tokio::test]
 async fn a_stranger_is_not_heard() {
-    let mut authority = Authority::new("j").unwrap();
+    let mut authority = Authority::new("j", Seed::draw().unwrap()).unwrap();
     authority.worker(WorkerId(0)).unwrap();
-    let other = Authority::new("other").unwrap().worker(WorkerId(0)).unwrap();
+    let other = Authority::new("other", Seed::draw().unwrap()).unwrap().worker(WorkerId(0)).unwrap();
     let launcher = authority.launcher().unwrap();
-    let (server, mut inbound) = server(&authority);
+    let (server, _entry, mut inbound) = server(&authority);
     let (_client, _events) = client(&server, &other, 0);
     // A certificate of the right authority, but of no worker.
     let (_impostor, _their_events) = client(&server, &launcher, 0);

@@ -12,19 +12,27 @@ pub(super) const HEARTBEAT_STEPS_MAX: usize = 4_096;
 /// Steps that may wait for the next regular heartbeat; more of them send one early.
 pub(super) const WAITING_STEPS_MAX: usize = 256;
 
+/// Steps that are kept for a launcher that replaces ours, beyond the last lease: about 130 bytes each. With more than that
+/// between two commits, a launcher that is replaced costs a restart.
+const KEPT_STEPS_MAX: usize = 65_536;
+
 /// All ranks of one generation.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     ranks: BTreeMap<Rank, RankWatch>,
     /// What was sent within the last lease: nobody acknowledges a heartbeat, but a connection on which one was
-    /// lost does not live that long.
+    /// lost does not live that long. Where launchers are replaced, also what was sent since the last commit but one: the
+    /// next launcher knows the last that was written down, and needs all that came after it.
     sent: VecDeque<(Now, Vec<RankProgress>)>,
+    keeps_uncommitted: bool,
 }
 
 #[derive(Debug, Default)]
 struct RankWatch {
     consumed: Vec<ConsumedStep>,
     committed: Option<Step>,
+    /// The last commit but one, and the last.
+    commits: (Option<Step>, Option<Step>),
     reported: BTreeMap<String, f64>,
     end_is_news: bool,
     attached: bool,
@@ -45,6 +53,11 @@ pub(in crate::agent) struct Stuck {
 }
 
 impl Progress {
+    /// Of ranks whose launcher may be replaced while they run.
+    pub(super) fn for_later_launchers(keeps_uncommitted: bool) -> Self {
+        Self { keeps_uncommitted, ..Self::default() }
+    }
+
     /// Takes in what a feed tells.
     pub(super) fn note(&mut self, rank: Rank, news: FeedNews, now: Now) {
         let watch = self.ranks.entry(rank).or_default();
@@ -55,7 +68,10 @@ impl Progress {
                 (watch.moved, watch.last) = (Some(now), Some(step.step));
                 watch.consumed.push(step);
             }
-            FeedNews::Committed(step) => watch.committed = Some(step),
+            FeedNews::Committed(step) => {
+                watch.committed = Some(step);
+                watch.commits = (watch.commits.1, Some(step));
+            }
             FeedNews::Reported(values) => watch.reported.extend(values),
             FeedNews::Ended => (watch.ended, watch.end_is_news) = (true, true),
         }
@@ -82,7 +98,12 @@ impl Progress {
     /// Everything new, as the contents of one or more heartbeats, and remembers it as sent. Never empty: without
     /// news it is one empty heartbeat.
     pub(super) fn take(&mut self, now: Now, lease: Duration) -> Vec<Vec<RankProgress>> {
-        while self.sent.front().is_some_and(|(at, _)| *at + lease < now) {
+        let mut kept: usize = self.sent.iter().map(|(_, some)| steps(some)).sum();
+        while let Some((at, some)) = self.sent.front()
+            && *at + lease < now
+            && (kept > KEPT_STEPS_MAX || !self.is_needed(some))
+        {
+            kept -= steps(some);
             self.sent.pop_front();
         }
         let mut heartbeats = vec![Vec::new()];
@@ -99,6 +120,15 @@ impl Progress {
         }
         self.sent.extend(heartbeats.iter().filter(|some| !some.is_empty()).map(|some| (now, some.clone())));
         heartbeats
+    }
+
+    /// Whether a launcher that knows only the last commit but one would miss it.
+    fn is_needed(&self, progress: &[RankProgress]) -> bool {
+        self.keeps_uncommitted
+            && progress.iter().any(|some| {
+                let covered = self.ranks.get(&some.rank).and_then(|watch| watch.commits.0);
+                some.consumed.iter().any(|step| covered.is_none_or(|covered| step.step >= covered))
+            })
     }
 
     /// What may have been lost with the last connection, oldest first.
@@ -124,6 +154,10 @@ impl Progress {
             .filter(move |(rank, watch)| !watch.ended && lives(**rank))
             .filter_map(|(rank, watch)| watch.moved.map(|at| (*rank, at, watch.last)))
     }
+}
+
+fn steps(progress: &[RankProgress]) -> usize {
+    progress.iter().map(|some| some.consumed.len()).sum()
 }
 
 impl RankWatch {

@@ -25,6 +25,8 @@ pub(super) struct Link {
     pub(super) heartbeat: Duration,
     pub(super) last_contact: Now,
     pub(super) last_heartbeat: Now,
+    /// The lease is over and the ranks were told to stop; nothing more follows from its end.
+    pub(super) given_up: bool,
 }
 
 /// One generation.
@@ -77,7 +79,8 @@ impl Link {
 }
 
 impl Run {
-    pub(super) fn new(generation: Generation) -> Self {
+    /// `outlives`: its launcher may be replaced while it runs.
+    pub(super) fn new(generation: Generation, outlives: bool) -> Self {
         Self {
             generation,
             fence_as: generation,
@@ -91,7 +94,7 @@ impl Run {
             exits: BTreeMap::new(),
             troubles: Vec::new(),
             hang_told: false,
-            progress: Progress::default(),
+            progress: Progress::for_later_launchers(outlives),
             stop: Stopping::No,
         }
     }

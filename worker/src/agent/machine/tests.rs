@@ -10,7 +10,7 @@ use super::progress::{HEARTBEAT_STEPS_MAX, WAITING_STEPS_MAX};
 use super::*;
 use crate::rendezvous::client::SessionId;
 use crate::rendezvous::message::{CauseKind, ConsumedStep, PreflightFault};
-use crate::supervisor::RankExit;
+use crate::supervisor::{Container, RankExit};
 use crate::units::Step;
 
 const OK: ExitStatus = ExitStatus::Code { code: 0 };
@@ -23,8 +23,10 @@ struct Bench {
 }
 
 fn bench(has_data: bool) -> Bench {
-    let mut bench =
-        Bench { machine: Machine::new(has_data, Some(Duration::from_secs(30))), now: Duration::ZERO };
+    let mut bench = Bench {
+        machine: Machine::new(has_data, Some(Duration::from_secs(30)), Without::Ends),
+        now: Duration::ZERO,
+    };
     assert_eq!(bench.on(Event::Connected(SessionId(1))), "");
     assert_eq!(bench.on(welcome()), "heartbeat 0 []");
     bench
@@ -151,7 +153,14 @@ fn assignment(generation: u64) -> Assignment {
 
 fn exit_of(rank: u32, status: ExitStatus) -> Event {
     let (generation, stopped_by_us, log_start) = (Generation(1), false, 0);
-    Event::Exited(RankExit { generation, rank: Rank(rank), status, stopped_by_us, log_start })
+    Event::Exited(RankExit {
+        generation,
+        rank: Rank(rank),
+        status,
+        stopped_by_us,
+        log_start,
+        container: Container::Ours,
+    })
 }
 
 fn examined(rank: u32, evidence: Option<Evidence>) -> Event {
@@ -347,6 +356,7 @@ fn words_of_other_generations_change_nothing() {
             status: BAD,
             stopped_by_us: false,
             log_start: 0,
+            container: Container::Ours,
         }),
         examined(4, None),
         Event::Trouble { generation: two, evidence: evidence() },
@@ -402,8 +412,24 @@ fn a_lost_launcher_is_given_the_lease_less_what_stopping_takes() {
 }
 
 #[test]
+fn a_worker_that_waits_stops_its_ranks_in_time_and_goes_on_when_the_launcher_is_back() {
+    let mut bench = running(false);
+    bench.machine.without = Without::Waits;
+    bench.pass(Duration::from_secs(3));
+    bench.on(Event::Lost { silent: Duration::ZERO });
+    assert_eq!(bench.pass(Duration::from_secs(7)), "STOP 1 1250");
+    assert_eq!(bench.on(Event::Stopped { generation: Generation(1) }), "LEAVE 1, running None");
+    assert_eq!(bench.pass(Duration::from_secs(600)), "", "it rests, and looks for the launcher");
+    assert_eq!(bench.on(Event::Connected(SessionId(2))), "");
+    assert_eq!(bench.on(welcome()), "fenced 1, heartbeat 0 []", "what it stopped is over for ever");
+    assert_eq!(bench.on(gather(2)), "CHECK 2");
+    bench.on(Event::Lost { silent: Duration::ZERO });
+    assert_eq!(bench.pass(Duration::from_secs(60)), "LEAVE 2, running None", "the next loss is one too");
+}
+
+#[test]
 fn a_launcher_that_never_answers_is_lost_too() {
-    let mut machine = Machine::new(false, None);
+    let mut machine = Machine::new(false, None, Without::Ends);
     assert_eq!(machine.handle(Event::Tick, Duration::from_secs(20)), []);
     let late = machine.handle(Event::Tick, JOIN_MAX);
     assert_eq!(late, [Action::Exit(Outcome::LauncherLost)]);

@@ -10,7 +10,7 @@ use datapath::select::TransportPolicy;
 use datapath::store::Store;
 
 use super::*;
-use crate::config::DataConfig;
+use crate::config::{DataConfig, ManifestFile, RecordConfig};
 use crate::rendezvous::message::{PeerAddress, RankProgress};
 
 /// Consumes all batches, commits every fourth step, and ends at once.
@@ -42,13 +42,13 @@ async fn dataset(folder: &Path) -> (DataConfig, Order) {
     let order = Order::new(&table, spec).unwrap();
     let config = DataConfig {
         source,
-        manifest: path,
-        digest: table.digest().to_string(),
+        manifest: Some(ManifestFile { path, digest: table.digest().to_string() }),
         order: spec,
         epochs: EPOCHS,
         transport: TransportPolicy::Quic,
         slots: 4,
         cache_bytes: 64 << 20,
+        record: None,
     };
     (config, order)
 }
@@ -140,7 +140,8 @@ fn whole(order: &Order) -> OrderDigest {
 async fn a_dataset_that_is_another_is_a_fault_of_the_preflight() {
     let folder = TempDir::new().unwrap();
     let (data, _) = dataset(folder.path()).await;
-    let data = DataConfig { digest: "0".repeat(64), ..data };
+    let manifest = data.manifest.map(|file| ManifestFile { digest: "0".repeat(64), ..file });
+    let data = DataConfig { manifest, ..data };
     let mut rig = rig_with("digest", "", 30_000, |config| config.data = Some(data)).await;
     rig.peer.say(&ToWorker::Gather { generation: Generation(1) }).await;
     match rig.hear().await {
@@ -165,5 +166,34 @@ async fn a_store_that_cannot_be_read_is_a_fault_of_the_preflight() {
         data: Some(data),
         ..config(folder.path(), "store", "127.0.0.1:1".parse().unwrap(), "")
     };
-    assert_eq!(DataSide::start(&config).await.unwrap_err().code, "source_unreadable");
+    assert_eq!(DataSide::start(&config, config.bind).await.unwrap_err()[0].code, "source_unreadable");
+}
+
+#[tokio::test]
+async fn a_worker_that_is_given_no_manifest_looks_for_itself_and_tells_what_it_found() {
+    let folder = TempDir::new().unwrap();
+    let (data, order) = dataset(folder.path()).await;
+    let record = Some(RecordConfig { dtype: Dtype::U32, items: 4 });
+    let facts_of = async |data: DataConfig| {
+        let rig = rig_with("look", "", 30_000, |config| config.data = Some(data)).await;
+        rig.registration.data
+    };
+    let stored = data.manifest.clone().unwrap();
+    assert_eq!(facts_of(data.clone()).await, None, "who gave the manifest knows what is in it");
+    let data = DataConfig { manifest: None, record, ..data };
+    let found = facts_of(data.clone()).await.unwrap();
+    assert_eq!((found.samples, found.bytes), (SAMPLES.into(), u64::from(SAMPLES) * 16));
+    assert_eq!(found.steps_per_epoch, order.steps_per_epoch());
+    // One that lies beside the data is taken as it is: its chunks are smaller than those of an index made here.
+    fs::copy(&stored.path, folder.path().join("shards/slipway.manifest")).unwrap();
+    let found = facts_of(data.clone()).await.unwrap();
+    assert_eq!(found.digest, stored.digest);
+    let config = WorkerConfig {
+        data: Some(DataConfig { record: None, ..data }),
+        ..config(folder.path(), "look", "127.0.0.1:1".parse().unwrap(), "")
+    };
+    fs::remove_file(folder.path().join("shards/slipway.manifest")).unwrap();
+    let faults = DataSide::start(&config, config.bind).await.unwrap_err();
+    assert_eq!(faults.iter().map(|fault| fault.code.as_str()).collect::<Vec<_>>(), ["dataset_unusable"]);
+    assert!(faults[0].message.contains("a.bin"), "{faults:?}");
 }

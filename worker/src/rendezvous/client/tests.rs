@@ -21,6 +21,7 @@ fn rig(launcher: &Identity, worker: &Identity) -> Rig {
         host: HostFacts::default(),
         data_address: None,
         running: None,
+        data: None,
     });
     let config = ClientConfig {
         launcher: launcher.local_addr().unwrap(),

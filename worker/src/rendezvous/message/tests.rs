@@ -6,8 +6,15 @@ use super::*;
 fn what_is_said_is_heard() {
     let host = HostFacts { numa: BTreeMap::from([(1, vec![2, 3])]), ..HostFacts::default() };
     let (worker, incarnation) = (WorkerId(1), Incarnation(u64::MAX));
-    let registration =
-        Registration { worker, incarnation, pid: 7, host, data_address: None, running: Some(Generation(2)) };
+    let registration = Registration {
+        worker,
+        incarnation,
+        pid: 7,
+        host,
+        data_address: None,
+        running: Some(Generation(2)),
+        data: None,
+    };
     let step =
         ConsumedStep { step: Step(9), samples: 4, bytes: 5, digest: datapath::order::OrderDigest(u128::MAX) };
     let progress = RankProgress {

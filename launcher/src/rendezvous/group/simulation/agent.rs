@@ -87,6 +87,7 @@ impl Agent {
             host: HostFacts::default(),
             data_address: None,
             running: self.run.as_ref().map(|run| run.generation),
+            data: None,
         }
     }
 

@@ -95,6 +95,7 @@ impl Rig {
             spares: if dice.percent(60) { 0 } else { 1 + dice.small(2) },
             ranks_per_worker: 1 + dice.small(2),
             steps_per_epoch: NonZeroU64::new(3),
+            finds_workers: false,
             restarts: RestartPolicy { max: dice.small(12), window: ms(60_000), backoff: ms(5) },
             timing: Timing {
                 heartbeat: ms(BEAT),

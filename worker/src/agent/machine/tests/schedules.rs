@@ -74,7 +74,14 @@ impl World {
             Chance::Exit(rank) => {
                 self.live?;
                 let (status, stopped_by_us, log_start) = (BAD, false, 0);
-                Event::Exited(RankExit { generation, rank: Rank(rank), status, stopped_by_us, log_start })
+                Event::Exited(RankExit {
+                    generation,
+                    rank: Rank(rank),
+                    status,
+                    stopped_by_us,
+                    log_start,
+                    container: Container::Ours,
+                })
             }
             Chance::Session(0) => Event::Lost { silent: Duration::ZERO },
             Chance::Session(1) => {
@@ -147,8 +154,12 @@ impl World {
 
 proptest! {
     #[test]
-    fn no_schedule_breaks_a_promise(chances in proptest::collection::vec(chance(), 0..200)) {
-        let mut machine = Machine::new(true, Some(Duration::from_secs(1)));
+    fn no_schedule_breaks_a_promise(
+        chances in proptest::collection::vec(chance(), 0..200),
+        waits in any::<bool>(),
+    ) {
+        let without = if waits { Without::Waits } else { Without::Ends };
+        let mut machine = Machine::new(true, Some(Duration::from_secs(1)), without);
         let mut world = World { session: 1, ..World::default() };
         for action in machine.handle(Event::Connected(SessionId(1)), world.now) {
             world.judge(action);
