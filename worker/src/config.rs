@@ -51,7 +51,7 @@ pub struct WorkerConfig {
 }
 
 /// The program and its surroundings.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
     /// Program and arguments, not empty.
@@ -81,15 +81,14 @@ pub enum Framework {
 }
 
 /// The data set and its order.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// A store's URL.
     pub source: String,
-    /// The manifest that the launcher resolved, on this host.
-    pub manifest: PathBuf,
-    /// What the manifest's digest must be, in hex.
-    pub digest: String,
+    /// The manifest that the launcher resolved, on this host; none where it could not look at the data (a pod): then the
+    /// worker takes the manifest beside the data, or indexes it, and tells what it found when it registers.
+    pub manifest: Option<ManifestFile>,
     /// The order.
     pub order: datapath::order::OrderSpec,
     /// Epochs of the job.
@@ -100,6 +99,52 @@ pub struct DataConfig {
     pub slots: u32,
     /// Bytes of chunks that this worker may hold.
     pub cache_bytes: u64,
+    /// The records of `.bin` files, where a worker may have to index them.
+    #[serde(default)]
+    pub record: Option<RecordConfig>,
+}
+
+/// A manifest on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestFile {
+    /// Where.
+    pub path: PathBuf,
+    /// What its digest must be, in hex.
+    pub digest: String,
+}
+
+/// Fixed-size records of a file without a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordConfig {
+    /// One item.
+    pub dtype: datapath::dataset::Dtype,
+    /// Items of one record.
+    pub items: u32,
+}
+
+/// What every worker of a job is told where they are pods: one file for all of them, without any secret. What differs
+/// (its number, its address, its identity) a pod finds in its environment and its volumes (see `pod`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodJob {
+    /// The job's id, for people and logs.
+    pub job: String,
+    /// Unique among all jobs of all time.
+    pub job_uid: String,
+    /// Where the launcher's rendezvous is reached.
+    pub launcher: SocketAddr,
+    /// The name in the launcher's certificate, by which the rendezvous also knows which job is meant.
+    pub launcher_name: String,
+    /// The program, in the ranks' container.
+    pub run: RunConfig,
+    /// What to feed; none for a job without data. Its `manifest` is none.
+    pub data: Option<DataConfig>,
+    /// Handed to the ranks as `SLIPWAY_CHECKPOINT_DIR`.
+    pub checkpoint_folder: PathBuf,
+    /// See [`WorkerConfig::hang_ms`].
+    pub hang_ms: Option<u64>,
 }
 
 /// Why a worker has no configuration.

@@ -112,6 +112,35 @@ pub fn not_started(rank: Rank, command: &str, error: &std::io::Error, seen_unix_
     }
 }
 
+/// A rank whose container ended, with whatever ran in it.
+#[must_use]
+pub fn container_gone(rank: Rank, log: &str, seen_unix_ns: u64) -> Evidence {
+    Evidence {
+        rank: Some(rank),
+        cause: CauseKind::WorkerLost,
+        seen_unix_ns,
+        message: "the ranks' container ended, and this rank with it".to_owned(),
+        hint: "the pod's status says how (kubectl describe pod): OOMKilled means that the limit on its memory is too \
+               low"
+            .to_owned(),
+        log_tail: tail(log),
+    }
+}
+
+/// A worker whose container was told to stop by somebody else than the launcher.
+#[must_use]
+pub fn container_told_to_stop(seen_unix_ns: u64) -> Evidence {
+    Evidence {
+        rank: None,
+        cause: CauseKind::WorkerLost,
+        seen_unix_ns,
+        message: "the ranks' container was told to stop (SIGTERM)".to_owned(),
+        hint: "the pod was deleted, evicted or drained: its events and those of its node say by whom"
+            .to_owned(),
+        log_tail: Vec::new(),
+    }
+}
+
 /// A worker that cannot do its part of a generation, after it had said that it could.
 #[must_use]
 pub fn of_fault(fault: &PreflightFault, seen_unix_ns: u64) -> Evidence {

@@ -1,6 +1,9 @@
 //! What this host has: CPUs, NUMA nodes, memory, interfaces, and which host it is.
 
+pub mod addresses;
 pub mod interface;
+pub mod pci;
+pub mod probe;
 pub mod sysfs;
 
 use std::path::Path;
@@ -28,9 +31,33 @@ fn allowed_cpus() -> Vec<u32> {
     cpus.filter_map(|cpu| u32::try_from(cpu).ok()).collect()
 }
 
+/// CPUs that are this process's alone and may so be split over its ranks; empty where others use them too.
+#[must_use]
+pub fn own_cpus() -> Vec<u32> {
+    let root = Path::new("/");
+    own_of(allowed_cpus(), &sysfs::read(root).cpus, sysfs::cpu_quota(root))
+}
+
+/// The kubelet's static CPU manager gives a container CPUs of its own by its cpuset, and limits it (if at all) to exactly
+/// as many (kubernetes.io, "Control CPU Management Policies"). A cpuset with another limit is a share of what is common.
+fn own_of(allowed: Vec<u32>, online: &[u32], quota: Option<f64>) -> Vec<u32> {
+    let is_whole =
+        quota.is_none_or(|quota| u32::try_from(allowed.len()).is_ok_and(|count| f64::from(count) == quota));
+    if allowed.len() < online.len() && is_whole { allowed } else { Vec::new() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cpuset_is_ours_alone_unless_it_is_larger_than_our_share() {
+        let online: Vec<u32> = (0..8).collect();
+        assert_eq!(own_of(vec![2, 3], &online, Some(2.0)), [2, 3]);
+        assert_eq!(own_of(vec![2, 3], &online, None), [2, 3]);
+        assert_eq!(own_of((1..8).collect(), &online, Some(0.5)), Vec::<u32>::new());
+        assert_eq!(own_of(online.clone(), &online, None), Vec::<u32>::new(), "nothing was set apart");
+    }
 
     #[test]
     fn this_host_says_something() {

@@ -22,6 +22,8 @@ use rustix::process::{
     set_child_subreaper, wait, waitpid,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::process::{ProcessSpec, file_limit, spawn};
 use crate::rendezvous::message::ExitStatus;
 use crate::sweep;
@@ -34,7 +36,7 @@ const ORPHAN_INTERVAL: Duration = Duration::from_secs(1);
 const KILL_WAIT: Duration = Duration::from_secs(20);
 
 /// The ranks to execute.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launch {
     /// Their generation.
     pub generation: Generation,
@@ -49,7 +51,7 @@ pub struct Launch {
 }
 
 /// One rank of a [`Launch`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RankProcess {
     /// Its number.
     pub rank: Rank,
@@ -90,7 +92,7 @@ pub enum SupervisorEvent {
 }
 
 /// The end of a rank.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RankExit {
     /// Its generation.
     pub generation: Generation,
@@ -102,6 +104,25 @@ pub struct RankExit {
     pub stopped_by_us: bool,
     /// Where in its log this generation begins, in bytes.
     pub log_start: u64,
+    /// What is known of the container that it ran in.
+    #[serde(default)]
+    pub container: Container,
+}
+
+/// Where a rank ran, as far as its end is concerned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum Container {
+    /// In the agent's own: what the kernel counts for us, it counts for the rank.
+    #[default]
+    Ours,
+    /// In another one, which is still there.
+    Other {
+        /// Whether the kernel has killed for want of memory there since the launch.
+        oom_counted: bool,
+    },
+    /// In another one, which is gone: how the rank itself ended will never be known.
+    Gone,
 }
 
 /// The handle; dropping it kills what runs, sweeps, and joins the thread.
@@ -395,6 +416,7 @@ impl Thread {
             status,
             stopped_by_us: process.signalled,
             log_start: process.log_start,
+            container: Container::Ours,
         }));
     }
 }

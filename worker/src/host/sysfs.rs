@@ -66,6 +66,15 @@ fn memory_bytes(root: &Path) -> u64 {
     }
 }
 
+/// CPUs' worth of time that the control group gets; none where that is not limited.
+#[must_use]
+pub fn cpu_quota(root: &Path) -> Option<f64> {
+    let text = line(root, "sys/fs/cgroup/cpu.max");
+    let (quota, period) = text.split_once(' ')?;
+    let (quota, period): (f64, f64) = (quota.parse().ok()?, period.trim().parse().ok()?);
+    (period > 0.0).then_some(quota / period)
+}
+
 fn line(root: &Path, path: &str) -> String {
     fs::read_to_string(root.join(path)).map(|text| text.trim().to_owned()).unwrap_or_default()
 }
@@ -116,6 +125,15 @@ mod tests {
         let generous = tree(&[meminfo, ("sys/fs/cgroup/memory.max", "9223372036854771712\n")]);
         assert_eq!(read(generous.path()).memory_bytes, 16 << 20);
         assert_eq!(read(tree(&[]).path()), HostFacts::default());
+    }
+
+    #[test]
+    fn a_share_of_time_is_a_number_of_cpus() {
+        let quota = |text: &str| cpu_quota(tree(&[("sys/fs/cgroup/cpu.max", text)]).path());
+        assert_eq!(quota("150000 100000\n"), Some(1.5));
+        for unlimited in ["max 100000\n", "", "1 0"] {
+            assert_eq!(quota(unlimited), None, "{unlimited}");
+        }
     }
 
     #[test]

@@ -11,7 +11,9 @@ use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerCo
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -62,17 +64,47 @@ pub fn server_config(identity: &Identity, alpn: &[u8]) -> Result<quinn::ServerCo
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots(identity)?), Arc::clone(&provider))
             .build()
             .map_err(TlsError::Verifier)?;
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Certificate)?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain(identity), key(identity))
         .map_err(TlsError::Certificate)?;
+    without_sessions(tls, alpn)
+}
+
+fn without_sessions(mut tls: rustls::ServerConfig, alpn: &[u8]) -> Result<quinn::ServerConfig, TlsError> {
     tls.alpn_protocols = vec![alpn.to_vec()];
     tls.send_tls13_tickets = 0;
     tls.session_storage = Arc::new(NoServerSessionStorage {});
     let crypto = QuicServerConfig::try_from(tls).map_err(TlsError::Quic)?;
     Ok(quinn::ServerConfig::with_crypto(Arc::new(crypto)))
+}
+
+/// The listening side for many authorities at once: `resolver` says what is shown to whom, `verifier` whose certificates
+/// are good.
+///
+/// # Errors
+/// When the cipher suites do not suit QUIC.
+pub fn shared_server_config(
+    resolver: Arc<dyn ResolvesServerCert>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    alpn: &[u8],
+) -> Result<quinn::ServerConfig, TlsError> {
+    let tls = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(TlsError::Certificate)?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(resolver);
+    without_sessions(tls, alpn)
+}
+
+/// A certificate and its key, for a resolver of [`shared_server_config`].
+///
+/// # Errors
+/// When they are malformed or do not belong together.
+pub fn certified_key(identity: &Identity) -> Result<CertifiedKey, TlsError> {
+    CertifiedKey::from_der(chain(identity), key(identity), &provider()).map_err(TlsError::Certificate)
 }
 
 /// The connecting side: shows this party's certificate and demands one of the same authority for the name it dials.
@@ -106,7 +138,9 @@ pub fn fingerprint(cert_der: &[u8]) -> [u8; 32] {
     Sha256::digest(cert_der).into()
 }
 
-fn provider() -> Arc<CryptoProvider> {
+/// The ciphers of every connection.
+#[must_use]
+pub fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
     provider.cipher_suites =
         vec![cipher_suite::TLS13_AES_128_GCM_SHA256, cipher_suite::TLS13_AES_256_GCM_SHA384];
