@@ -27,7 +27,7 @@ pub mod validate;
 
 use faults::{Fault, Faults, Place};
 use source::Node;
-use spec::{DataMemory, DtypeSpec, Framework, Locality, Rack, Strategy, TrainingJob};
+use spec::{DataMemory, DtypeSpec, Framework, Locality, PodSpec, Rack, Strategy, TrainingJob};
 use units::{Bytes, GpuMode};
 
 /// Where a document comes from.
@@ -78,6 +78,17 @@ pub fn check(root: &Node, mut faults: Vec<Fault>, origin: &Origin) -> Result<Job
     resolved.map_err(|message| Faults::new(&origin.name, vec![Fault::new(&root.place, "", message)]))
 }
 
+/// The job in a tree, of which some faults are known already, with what only a cluster asks of it. Relative paths begin
+/// at `spec.pod.folder`; without that there are none, and a job without a working folder has an empty one: the image's.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn check_for_cluster(root: &Node, mut faults: Vec<Fault>, name: &str) -> Result<Job, Faults> {
+    faults.extend(validate::cluster::for_cluster(root, &schema::check(root)));
+    let origin = Origin { name: name.to_owned(), folder: validate::cluster::pod_folder(root) };
+    check(root, faults, &origin)
+}
+
 /// A job that makes sense: the result of parsing, and what `job.json` in a job's folder holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -102,6 +113,12 @@ pub struct Job {
     pub hang_timeout: Option<Duration>,
     /// The batch queue; none: no queue.
     pub queue: Option<Queue>,
+    /// The workers' pods, as the user wrote it: its amounts have been checked, and are read where they are used.
+    #[serde(default)]
+    pub pod: PodSpec,
+    /// Kept back.
+    #[serde(default)]
+    pub suspend: bool,
 }
 
 impl Job {
@@ -133,7 +150,7 @@ pub struct Run {
     pub command: Vec<String>,
     /// Names without `=` and NUL, none of those that Slipway sets.
     pub env: BTreeMap<String, String>,
-    /// Absolute.
+    /// Absolute; on a cluster it may be empty, for the image's own.
     pub workdir: PathBuf,
     /// Ranks of each worker.
     pub ranks_per_worker: NonZeroU32,
@@ -169,6 +186,9 @@ pub struct Placement {
     pub strategy: Strategy,
     /// Whether all lie in one rack.
     pub rack: Rack,
+    /// Whether all lie in one block.
+    #[serde(default = "spec::any_block")]
+    pub block: Rack,
     /// Hosts that are not used.
     pub exclude: Vec<String>,
 }

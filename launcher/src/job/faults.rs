@@ -101,6 +101,8 @@ impl fmt::Display for Faults {
             match &fault.place {
                 Place::Line { line, column } => write!(f, "{}:{line}:{column}: ", self.origin)?,
                 Place::Flag(flag) => write!(f, "{flag}: ")?,
+                // A job of flags has no file to name.
+                Place::Document if self.origin.is_empty() => {}
                 Place::Document => write!(f, "{}: ", self.origin)?,
             }
             if !fault.path.is_empty() {

@@ -24,7 +24,7 @@ pub const SHUFFLE_CHUNKS_DEFAULT: NonZeroU32 = NonZeroU32::new(64).unwrap();
 /// When it has not.
 pub fn resolve(document: TrainingJob, folder: &Path) -> Result<Job, UnitError> {
     let TrainingJob { api_version: _, kind: _, metadata, spec } = document;
-    let JobSpec { workers, run, resources, placement, data, restarts, hang, queue } = spec;
+    let JobSpec { workers, run, resources, placement, data, restarts, hang, queue, pod, suspend } = spec;
     let count = positive(workers.count)?;
     Ok(Job {
         name: metadata.name,
@@ -41,6 +41,7 @@ pub fn resolve(document: TrainingJob, folder: &Path) -> Result<Job, UnitError> {
         placement: Placement {
             strategy: placement.strategy,
             rack: placement.rack,
+            block: placement.block,
             exclude: placement.exclude,
         },
         data: data.map(|data| resolve_data(data, folder)).transpose()?,
@@ -51,6 +52,8 @@ pub fn resolve(document: TrainingJob, folder: &Path) -> Result<Job, UnitError> {
         },
         hang_timeout: hang.timeout.map(|timeout| timeout.parse()).transpose()?,
         queue: queue.map(|queue| Queue { name: queue.name, priority: queue.priority }),
+        pod: pod.unwrap_or_default(),
+        suspend,
     })
 }
 

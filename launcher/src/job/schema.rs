@@ -29,6 +29,9 @@ fn without_null(schema: &mut Json) {
             schema["type"] = only.clone();
         }
     }
+    if let Some(words) = schema.get_mut("enum").and_then(Json::as_array_mut) {
+        words.retain(|word| !word.is_null());
+    }
     let choice =
         schema["anyOf"].as_array().and_then(|choices| choices.iter().find(|one| one["type"] != "null"));
     if let Some(mut inner) = choice.cloned() {
@@ -116,6 +119,7 @@ fn check_node(node: &Node, place: &Place, schema: &Json, path: &str, shape: &mut
         Value::Map(entries) if accepts("object") => check_map(entries, place, schema, path, shape),
         Value::List(items) if accepts("array") => check_list(items, node, schema, path, shape),
         Value::Text(text) if accepts("string") => shape.faults.extend(check_text(text, node, schema, path)),
+        Value::Bool(_) if accepts("boolean") => {}
         Value::Integer(number) if accepts("integer") => {
             shape.faults.extend(check_integer(*number, node, schema, path));
         }
@@ -236,6 +240,7 @@ fn wrong_type(node: &Node, schema: &Json, path: &str) -> Fault {
         ("object", _) => "a mapping of keys to values",
         ("array", _) => "a list",
         ("integer", _) => "a whole number",
+        ("boolean", _) => "true or false",
         _ => "text",
     };
     let (found, hint) = match &node.value {

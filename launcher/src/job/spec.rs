@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use super::units::{DurationText, GpuModeText, Quantity};
 
+pub mod pod;
+
+pub use pod::PodSpec;
+
 /// One training run: a gang of workers, the program they run, and the data they are fed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -77,6 +81,12 @@ pub struct JobSpec {
     /// The batch queue that admits the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<QueueSpec>,
+    /// The workers' pods; only a cluster looks at it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodSpec>,
+    /// Keep the job back, or stop it after its last commit; on a cluster only. Without it, it goes on from there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspend: bool,
 }
 
 /// How many workers.
@@ -175,7 +185,7 @@ pub enum Locality {
 }
 
 /// Where the workers go.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PlacementSpec {
     /// On few hosts, or on many.
@@ -184,10 +194,23 @@ pub struct PlacementSpec {
     /// Whether all workers must, should or need not lie in one rack.
     #[serde(default)]
     pub rack: Rack,
+    /// Whether all workers must, should or need not lie in one block (of racks).
+    #[serde(default = "any_block")]
+    pub block: Rack,
     /// Hosts that are not used.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4096))]
     pub exclude: Vec<String>,
+}
+
+impl Default for PlacementSpec {
+    fn default() -> Self {
+        Self { strategy: Strategy::default(), rack: Rack::default(), block: any_block(), exclude: Vec::new() }
+    }
+}
+
+pub(crate) fn any_block() -> Rack {
+    Rack::Any
 }
 
 /// On few hosts, or on many.

@@ -16,19 +16,27 @@ fn origin() -> Origin {
     Origin { name: "job.yaml".to_owned(), folder: PathBuf::from("/jobs/digits") }
 }
 
-fn parse_base(edits: &[(&str, &str)]) -> Result<Job, Faults> {
-    let mut text = BASE.to_owned();
+fn edited(base: &str, edits: &[(&str, &str)]) -> String {
+    let mut text = base.to_owned();
     for (old, new) in edits {
-        assert!(text.contains(old), "{old:?} is not in base.yaml");
+        assert!(text.contains(old), "{old:?} is not in the base");
         text = text.replacen(old, new, 1);
     }
-    parse(&text, &origin())
+    text
+}
+
+fn parse_base(edits: &[(&str, &str)]) -> Result<Job, Faults> {
+    parse(&edited(BASE, edits), &origin())
+}
+
+fn parse_for_cluster(text: &str) -> Result<Job, Faults> {
+    let (root, faults) = source::read(text);
+    check_for_cluster(&root.unwrap(), faults, "job.yaml")
 }
 
 /// Runs the cases of a file in testdata, and compares what is said with what the file says.
-#[test]
-fn bad_files_are_told_every_fault() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/job/testdata/bad.txt");
+fn run_table(file: &str, cases_min: usize, base: &str, parse: impl Fn(&str) -> Result<Job, Faults>) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/job/testdata").join(file);
     let table = std::fs::read_to_string(&path).unwrap();
     let (intro, cases) = table.split_once("=== ").unwrap();
     let mut said = intro.to_owned();
@@ -39,9 +47,10 @@ fn bad_files_are_told_every_fault() {
         let result = if input.starts_with("@ ") {
             let unescaped = input.replace("\\n", "\n").replace("\\t", "\t").replace("\n@ ", "\u{1}");
             let edits: Vec<_> = unescaped[2..].trim_end_matches('\n').split('\u{1}').collect();
-            parse_base(&edits.iter().map(|edit| edit.split_once(" => ").unwrap()).collect::<Vec<_>>())
+            let edits: Vec<_> = edits.iter().map(|edit| edit.split_once(" => ").unwrap()).collect();
+            parse(&edited(base, &edits))
         } else {
-            parse(input, &origin())
+            parse(input)
         };
         let faults = result.expect_err(title);
         assert!(!faults.list().is_empty());
@@ -54,8 +63,37 @@ fn bad_files_are_told_every_fault() {
         std::fs::write(&path, &said).unwrap();
         return;
     }
-    assert!(count >= 60, "only {count} cases");
+    assert!(count >= cases_min, "only {count} cases");
     assert_eq!(said, table, "run with SLIPWAY_BLESS=1 if this is meant");
+}
+
+#[test]
+fn bad_files_are_told_every_fault() {
+    run_table("bad.txt", 60, BASE, |text| parse(text, &origin()));
+}
+
+#[test]
+fn what_no_cluster_can_run_is_told() {
+    let base = include_str!("testdata/cluster.yaml");
+    let job = parse_for_cluster(base).unwrap();
+    assert_eq!(job.run.workdir, Path::new("/app"));
+    run_table("cluster.txt", 40, base, parse_for_cluster);
+}
+
+/// Without a folder there is nothing that a path could be relative to, and the image's own working folder is used.
+#[test]
+fn paths_on_a_cluster_begin_in_the_folder_of_the_pod() {
+    let base = include_str!("testdata/cluster.yaml");
+    let without = edited(base, &[("    workdir: /app\n", "")]);
+    assert_eq!(parse_for_cluster(&without).unwrap().run.workdir, Path::new(""));
+    let edits = [
+        ("    workdir: /app\n", ""),
+        ("/data/shards", "shards"),
+        ("    check", "    folder: /app\n    check"),
+    ];
+    let job = parse_for_cluster(&edited(base, &edits)).unwrap();
+    assert_eq!(job.run.workdir, Path::new("/app"));
+    assert_eq!(job.data.unwrap().source, "/app/shards");
 }
 
 #[test]

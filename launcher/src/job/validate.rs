@@ -5,6 +5,10 @@
 
 use std::collections::BTreeSet;
 
+pub mod build;
+pub mod cluster;
+mod pod;
+
 use super::faults::{Fault, Place};
 use super::schema::{Shape, join};
 use super::source::{Node, Value};
@@ -20,7 +24,7 @@ const HANG_MS_MIN: u128 = 1000;
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
 
 /// Variables that Slipway sets for every rank (facts of torchrun's contract), besides `SLIPWAY_*` and `TORCHELASTIC_*`.
-const OWN_VARIABLES: [&str; 10] = [
+pub(crate) const OWN_VARIABLES: [&str; 10] = [
     "RANK",
     "LOCAL_RANK",
     "WORLD_SIZE",
@@ -39,14 +43,13 @@ const JAX_VARIABLES: [&str; 3] = ["JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES"
 /// Every contradiction and impossible value in fields whose shape is right.
 #[must_use]
 pub fn check(root: &Node, shape: &Shape) -> Vec<Fault> {
-    let paths = shape.faults.iter().map(|fault| &fault.path).chain(&shape.guessed);
-    let faulty = paths.filter(|path| !path.is_empty()).map(String::as_str).collect();
-    let mut rules = Rules { root, faulty, faults: Vec::new() };
+    let mut rules = Rules::new(root, shape);
     rules.metadata();
     rules.workers();
     rules.run();
     rules.resources();
     rules.placement();
+    rules.pod();
     if rules.find("spec.data").is_some() {
         rules.data();
     }
@@ -61,6 +64,12 @@ struct Rules<'a> {
 }
 
 impl<'a> Rules<'a> {
+    fn new(root: &'a Node, shape: &'a Shape) -> Self {
+        let paths = shape.faults.iter().map(|fault| &fault.path).chain(&shape.guessed);
+        let faulty = paths.filter(|path| !path.is_empty()).map(String::as_str).collect();
+        Self { root, faulty, faults: Vec::new() }
+    }
+
     fn metadata(&mut self) {
         if let Some((node, name)) = self.text("metadata.name")
             && let Err(hint) = dns_label(name, NAME_CHARS_MAX)

@@ -1,0 +1,30 @@
+//! What a sound job may ask for and no backend of this build has (pure).
+
+use datapath::select::TransportPolicy;
+
+use crate::job::Job;
+use crate::job::spec::{DataMemory, Framework};
+
+/// All of it: the field with its value, and what to use instead.
+#[must_use]
+pub fn lacks(job: &Job) -> Vec<(&'static str, &'static str)> {
+    let mut lacks = Vec::new();
+    if let Some(data) = &job.data {
+        if data.transport == TransportPolicy::RequireRdma {
+            lacks.push(("spec.data.transport: require-rdma", "prefer-rdma or quic"));
+        }
+        match data.memory {
+            DataMemory::Gpu => lacks.push(("spec.data.memory: gpu", "auto or host")),
+            DataMemory::Pinned => lacks.push(("spec.data.memory: pinned", "auto or host")),
+            DataMemory::Auto | DataMemory::Host => {}
+        }
+    }
+    match job.run.framework {
+        Framework::Mpi => lacks.push((
+            "spec.run.framework: mpi",
+            "torch, jax or none (MPI's own launcher starts its ranks and would need an agent on each host)",
+        )),
+        Framework::None | Framework::Torch | Framework::Jax => {}
+    }
+    lacks
+}
