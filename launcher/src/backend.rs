@@ -15,7 +15,10 @@ use serde::{Deserialize, Serialize};
 use worker::rendezvous::message::{CauseKind, ExitStatus};
 use worker::units::{Generation, Rank, Step, WorkerId};
 
+mod clock;
+pub mod kubernetes;
 pub mod local;
+pub mod numbers;
 
 /// Progress events that may wait for a slow terminal; a backend drops [`ProgressEvent::Progress`] beyond it and
 /// never anything else.
@@ -27,6 +30,8 @@ pub const PROGRESS_QUEUE_EVENTS: usize = 1024;
 pub enum Phase {
     /// Accepted; nothing has been started.
     Pending,
+    /// Held back by its owner or its queue; nothing of it runs.
+    Suspended,
     /// Workers register.
     Gathering,
     /// Workers check themselves.
@@ -103,6 +108,14 @@ pub struct JobStatus {
     pub controller_pid: Option<u32>,
     /// Its state and logs on this host.
     pub folder: PathBuf,
+}
+
+impl JobStatus {
+    /// Whether it runs on this host, with a folder and a controller process of its own.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.backend == "local"
+    }
 }
 
 /// One rank of the current generation.
@@ -209,7 +222,7 @@ impl From<CauseKind> for CauseCode {
 /// A job in numbers. Counts are over all generations; steps that were run again count again in `samples`,
 /// `bytes_read` and `paths`, but once in `steps` and in the digests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct Summary {
     /// Steps done by every rank.
     pub steps: u64,

@@ -11,6 +11,10 @@ use crate::job::resolve::SHUFFLE_CHUNKS_DEFAULT;
 use crate::job::spec::DtypeSpec;
 use crate::job::units::Bytes;
 
+pub mod cluster;
+
+use cluster::{ClusterFlags, Serve};
+
 /// Launches distributed training jobs and feeds them.
 ///
 /// A job is a gang of workers: all of them start together, meet through one rendezvous, and are fed the same
@@ -80,8 +84,18 @@ pub enum Command {
     /// Look at data sets: index, check, and say in which order they are read
     #[command(subcommand)]
     Data(DataCommand),
+    /// Look after the jobs of a Kubernetes cluster: controller, rendezvous and metrics in one process
+    Serve(Box<Serve>),
+    /// Look at a cluster: what is missing for which locality, and how to fix it
+    ///
+    /// Only reads. What may not be read is passed over, and said. Ends with 69 when jobs cannot run at all.
+    Doctor(cluster::Doctor),
     /// Print the JSON Schema of the job file: every field with its meaning
     Schema,
+    /// Print the custom resource that lets a Kubernetes cluster keep jobs
+    ///
+    /// For example: launcher crd | kubectl apply --server-side -f -
+    Crd,
     /// Print a completion script for a shell
     ///
     /// For example: launcher completions bash > ~/.local/share/bash-completion/completions/launcher
@@ -110,12 +124,21 @@ pub enum JobCommand {
     /// With a FILE, flags override its fields. Without one, `--workers` and `-- COMMAND…` make a job.
     /// Ctrl-C cancels the job; a second one does so without grace.
     Submit(Box<Submit>),
+    /// Show where a job would go and why, or why it cannot start; create nothing
+    Plan(Box<Submit>),
     /// List the jobs, newest first
-    List,
+    List {
+        /// Where they run.
+        #[command(flatten)]
+        place: Place,
+    },
     /// Show how a job is, or how it ended
     Status {
         /// The job's id, or its name (the newest of that name)
         job: String,
+        /// Where it runs.
+        #[command(flatten)]
+        place: Place,
     },
     /// Print what the ranks wrote
     Logs(Logs),
@@ -126,6 +149,9 @@ pub enum JobCommand {
         /// Kill at once instead of asking the ranks to stop
         #[arg(long)]
         now: bool,
+        /// Where it runs.
+        #[command(flatten)]
+        place: Place,
     },
     /// Start an ended, cancelled or orphaned job again at its last committed step
     Resume {
@@ -137,6 +163,9 @@ pub enum JobCommand {
         /// Return at once; `job status` and `job logs -f` follow it
         #[arg(long)]
         detach: bool,
+        /// Where it runs.
+        #[command(flatten)]
+        place: Place,
     },
 }
 
@@ -165,9 +194,12 @@ pub struct Submit {
     /// The program and its arguments; no shell is involved
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
-    /// Where the job runs
-    #[arg(long, value_enum, default_value_t = Backend::Local)]
-    pub on: Backend,
+    /// Where the job runs.
+    #[command(flatten)]
+    pub place: Place,
+    /// On a cluster: keep a job that it could never hold as it is, until it has grown
+    #[arg(long)]
+    pub wait: bool,
     /// Show what would be done, and every fault, and do nothing
     #[arg(long, conflicts_with = "detach")]
     pub dry_run: bool,
@@ -274,6 +306,20 @@ pub struct Logs {
     /// The workers' and the launcher's own logs instead of the ranks'
     #[arg(long)]
     pub system: bool,
+    /// Where it runs.
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// Where jobs run, and which cluster is meant.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Place {
+    /// Where the job runs
+    #[arg(long, value_enum, default_value_t = Backend::Local, value_name = "BACKEND")]
+    pub on: Backend,
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterFlags,
 }
 
 /// Where jobs run.
@@ -282,7 +328,7 @@ pub enum Backend {
     /// On this host.
     #[default]
     Local,
-    /// On a Kubernetes cluster (not in this build).
+    /// On a Kubernetes cluster that `launcher serve` looks after.
     Kubernetes,
 }
 

@@ -11,7 +11,10 @@ use crate::config::Config;
 use crate::error::{ExitCode, Failure};
 use crate::output::{Printer, table};
 
+pub mod cluster;
+pub mod crd;
 pub mod data;
+pub mod doctor;
 pub mod job;
 pub mod order;
 pub mod submit;
@@ -71,7 +74,10 @@ pub fn run(command: Command, printer: Printer, config: &Config) -> Result<ExitCo
     match command {
         Command::Job(command) => block_on(job::run(command, printer, config))?,
         Command::Data(command) => block_on(data::run(command, printer))?,
+        Command::Serve(options) => block_on(crate::serve::run(*options))?,
+        Command::Doctor(flags) => block_on(doctor::run(&flags, printer))?,
         Command::Schema => printer.json(&*crate::job::schema::SCHEMA).map(|()| ExitCode::Ok),
+        Command::Crd => crd::run(printer),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "launcher", &mut script);

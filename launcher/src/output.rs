@@ -11,6 +11,7 @@ use crate::error::{ExitCode, Failure};
 
 pub mod job;
 pub mod progress;
+pub mod yaml;
 
 /// What is said, and how.
 #[derive(Clone, Copy, Debug)]

@@ -53,7 +53,9 @@ fn records(folder: &Path) {
 fn help_is_what_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let mut said = String::new();
-    for command in ["", "job", "job submit", "job logs", "job resume", "data", "data index", "data order"] {
+    for command in
+        ["", "job", "job submit", "job logs", "job resume", "data", "data index", "data order", "doctor"]
+    {
         let help = run(folder.path(), &format!("{command} --help")).ends(0).stdout;
         said.push_str(&format!("$ launcher {command} --help\n{help}\n"));
     }
@@ -145,8 +147,10 @@ fn what_is_not_here_is_66_and_what_cannot_be_is_69() {
     run(folder.path(), "job submit .").ends(66);
     run(folder.path(), "data ls absent").ends(66);
     run(folder.path(), "data ls gopher://x/y").ends(65);
-    let kubernetes = run(folder.path(), "job submit --on kubernetes --workers 1 -- true").ends(69);
-    assert!(kubernetes.stderr.contains("kubernetes") && kubernetes.stderr.contains("hint:"));
+    let nowhere = run(folder.path(), "job list --on kubernetes").ends(66);
+    assert!(nowhere.stderr.contains("kubeconfig") && nowhere.stderr.contains("hint:"), "{}", nowhere.stderr);
+    let no_image = run(folder.path(), "job submit --on kubernetes --workers 1 -- true").ends(64);
+    assert!(no_image.stderr.contains("spec.pod.image"), "{}", no_image.stderr);
     let rdma = "job submit --workers 1 --data d --global-batch 2 --transport require-rdma -- true";
     assert!(run(folder.path(), rdma).ends(69).stderr.contains("rdma"));
     assert!(!folder.path().join("state").exists(), "nothing is half-created");

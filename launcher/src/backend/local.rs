@@ -248,7 +248,7 @@ fn create(folder: &Folder, job: &Job) -> std::io::Result<String> {
     let (high, low) = random.map_err(|error| std::io::Error::other(error.to_string()))?;
     let uid = format!("{high:016x}{low:016x}");
     let created = Entry::Created { uid: uid.clone() };
-    Journal::open(&folder.journal())?.append(controller::unix_ms(), &created, true)?;
+    Journal::open(&folder.journal())?.append(crate::backend::clock::unix_ms(), &created, true)?;
     // Last: a folder with it is a job.
     replace_durably(&folder.job(), &serde_json::to_vec_pretty(job)?)?;
     Ok(uid)

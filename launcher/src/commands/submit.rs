@@ -11,16 +11,33 @@ use crate::error::{ExitCode, Failure};
 use crate::job::faults::{Faults, Place};
 use crate::job::overlay::{self, Override};
 use crate::job::source::{self, Entry, Node, SOURCE_BYTES_MAX, Value};
-use crate::job::spec::{DataMemory, Framework};
+use crate::job::validate::build::lacks;
 use crate::job::{self, Job, Origin, resolve, validate};
 use datapath::order::Shuffle;
-use datapath::select::TransportPolicy;
 
 /// The job that the command line describes.
 ///
 /// # Errors
 /// Usage, when flags contradict each other; every fault of the job otherwise.
 pub fn job(flags: &Submit) -> Result<Job, Failure> {
+    let (root, faults, origin) = document(flags, false)?;
+    Ok(job::check(&root, faults, &origin)?)
+}
+
+/// The job that the command line describes, and the document to send to a cluster: its paths are those inside the pods.
+///
+/// # Errors
+/// Usage, when flags contradict each other; every fault of the job otherwise.
+pub fn job_for_cluster(flags: &Submit) -> Result<(serde_json::Value, Job), Failure> {
+    let (root, faults, origin) = document(flags, true)?;
+    let job = job::check_for_cluster(&root, faults, &origin.name)?;
+    Ok((root.to_json(), job))
+}
+
+fn document(
+    flags: &Submit,
+    is_for_cluster: bool,
+) -> Result<(Node, Vec<job::faults::Fault>, Origin), Failure> {
     check_usage(flags)?;
     let here = std::path::absolute(".").map_err(|error| {
         Failure::new(ExitCode::NotFound, "failed to find the current folder").because(&error)
@@ -29,8 +46,10 @@ pub fn job(flags: &Submit) -> Result<Job, Failure> {
         Some(file) => read_file(file, &here)?,
         None => (overlay::skeleton(), Vec::new(), Origin { name: String::new(), folder: here.clone() }),
     };
-    faults.extend(overlay::apply(&mut root, &fields(flags, &here)?));
-    Ok(job::check(&root, faults, &origin)?)
+    // In pods, paths begin where the job says (`spec.pod.folder`), not here.
+    let begin = if is_for_cluster { Path::new("") } else { &here };
+    faults.extend(overlay::apply(&mut root, &fields(flags, begin)?));
+    Ok((root, faults, origin))
 }
 
 fn usage(message: impl Into<String>, hint: &str) -> Failure {
@@ -259,27 +278,25 @@ fn lossy(path: &Path) -> String {
 /// # Errors
 /// When it asks for any of that.
 pub fn refuse_what_this_build_lacks(job: &Job) -> Result<(), Failure> {
-    let mut lacks = Vec::new();
-    if let Some(data) = &job.data {
-        if data.transport == TransportPolicy::RequireRdma {
-            lacks.push(("spec.data.transport: require-rdma", "prefer-rdma or quic"));
-        }
-        match data.memory {
-            DataMemory::Gpu => lacks.push(("spec.data.memory: gpu", "auto or host")),
-            DataMemory::Pinned => lacks.push(("spec.data.memory: pinned", "auto or host")),
-            DataMemory::Auto | DataMemory::Host => {}
-        }
-    }
-    match job.run.framework {
-        Framework::Mpi => lacks.push((
-            "spec.run.framework: mpi",
-            "torch, jax or none (MPI's own launcher starts its ranks and would need an agent on each host)",
-        )),
-        Framework::None | Framework::Torch | Framework::Jax => {}
-    }
+    refuse(&lacks(job))
+}
+
+/// The same, and what only a cluster has.
+///
+/// # Errors
+/// When it asks for any of that.
+pub fn refuse_what_this_host_lacks(job: &Job) -> Result<(), Failure> {
+    let mut lacks = lacks(job);
     if job.queue.is_some() {
         lacks.push(("spec.queue", "no queue with --on local"));
     }
+    if job.suspend {
+        lacks.push(("spec.suspend", "no suspension with --on local"));
+    }
+    refuse(&lacks)
+}
+
+fn refuse(lacks: &[(&str, &str)]) -> Result<(), Failure> {
     if lacks.is_empty() {
         return Ok(());
     }

@@ -17,6 +17,7 @@ const RANKS_LISTED_MAX: usize = 16;
 pub fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Pending => "pending",
+        Phase::Suspended => "suspended",
         Phase::Gathering => "gathering",
         Phase::Preflight => "preflight",
         Phase::Assigned => "assigned",
@@ -95,17 +96,19 @@ pub fn status(job: &JobStatus) -> String {
     }
     match job.controller_pid {
         Some(pid) => line("controller", format!("process {pid}")),
-        None if !job.phase.is_over() => line("controller", "none: it died".to_owned()),
+        None if !job.phase.is_over() && job.is_local() => line("controller", "none: it died".to_owned()),
         None => {}
     }
-    line("folder", job.folder.display().to_string());
+    if job.is_local() {
+        line("folder", job.folder.display().to_string());
+    }
     if let Some(summary) = &job.summary {
         text.push_str(&numbers(summary));
     }
     if !job.rank_status.is_empty() {
         let mut rows =
             vec![["  RANK", "WORKER", "HOST", "PROCESS", "STEP", "STATE"].map(str::to_owned).to_vec()];
-        rows.extend(job.rank_status.iter().map(rank_row));
+        rows.extend(job.rank_status.iter().map(|rank| rank_row(rank, job)));
         text.push_str(&table(&rows));
     }
     if let Some(cause) = &job.cause {
@@ -114,9 +117,11 @@ pub fn status(job: &JobStatus) -> String {
     text
 }
 
-fn rank_row(rank: &RankStatus) -> Vec<String> {
+fn rank_row(rank: &RankStatus, job: &JobStatus) -> Vec<String> {
     let state = match (rank.exit, rank.pid) {
         (Some(exit), _) => exit_status(exit),
+        // A cluster's ranks are where their pods are; how each is doing stays with the controller.
+        (None, _) if !job.is_local() => phase(job.phase).to_owned(),
         (None, Some(_)) => "running".to_owned(),
         (None, None) => "not started".to_owned(),
     };

@@ -104,6 +104,8 @@ fn numbers(progress: &Progress) -> String {
 /// What an event says; none for those that are only drawn.
 fn sentence(event: &ProgressEvent) -> Option<String> {
     match event {
+        // On a cluster there is no folder.
+        ProgressEvent::Submitted { id, folder } if folder.as_os_str().is_empty() => Some(format!("job {id}")),
         ProgressEvent::Submitted { id, folder } => {
             Some(format!("job {id}, state and logs in {}", folder.display()))
         }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
@@ -17,11 +17,12 @@ use super::journal::{Entry, Journal};
 use super::processes::{ProcessEvent, Processes};
 use super::report::Reporter;
 use super::setup::Setup;
+use crate::backend::clock::{clock, since_unix_epoch, unix_ms};
 use crate::backend::{JobStatus, Phase, ProgressEvent};
 use crate::error::{ExitCode, Failure};
-use crate::rendezvous::authority::Authority;
+use crate::rendezvous::authority::{Authority, Seed};
 use crate::rendezvous::group::{Action, Event, Group, NO_PROCESS, Now, Outcome, RecordId};
-use crate::rendezvous::server::{Inbound, Outbound, Server};
+use crate::rendezvous::server::{self, Inbound, Outbound, Server};
 
 /// How often time passes for the group: a tenth of its shortest limit that a person notices.
 const TICK: Duration = Duration::from_millis(50);
@@ -48,6 +49,7 @@ pub(super) struct Controller {
     processes: Processes,
     sessions: BTreeMap<(WorkerId, Incarnation), Outbound>,
     server: Server,
+    _entry: server::Entry,
     reporter: Reporter,
     phase: Phase,
     started: Instant,
@@ -73,18 +75,16 @@ pub(super) async fn run(
 ) -> Result<JobStatus, Failure> {
     let internal = |error: &dyn std::error::Error| Failure::from_error(ExitCode::Internal, error);
     let total = setup.worker_count();
-    let mut authority = Authority::new(&folder.id()).map_err(|error| internal(&error))?;
+    let seed = Seed::draw().map_err(|error| internal(&error))?;
+    let mut authority = Authority::new(&setup.uid, seed).map_err(|error| internal(&error))?;
     for worker in (0..total).map(WorkerId) {
         let identity = authority.worker(worker).map_err(|error| internal(&error))?;
         setup.identities.insert(worker, identity);
     }
-    let identity = authority.launcher().map_err(|error| internal(&error))?;
-    let (server, inbound) =
-        Server::start(&identity, Ipv4Addr::LOCALHOST.into(), authority.fingerprints().clone()).map_err(
-            |error| {
-                Failure::from_error(ExitCode::Unavailable, &error).hint("are the ports of 127.0.0.1 used up?")
-            },
-        )?;
+    let server = Server::start((Ipv4Addr::LOCALHOST, 0).into()).map_err(|error| {
+        Failure::from_error(ExitCode::Unavailable, &error).hint("are the ports of 127.0.0.1 used up?")
+    })?;
+    let (entry, inbound) = server.enlist(&setup.uid, &authority).map_err(|error| internal(&error))?;
     let cannot_write = |error: std::io::Error| {
         let path = folder.path().display();
         Failure::new(ExitCode::CannotCreate, format!("failed to write into {path}")).because(&error)
@@ -110,6 +110,7 @@ pub(super) async fn run(
         processes,
         sessions: BTreeMap::new(),
         server,
+        _entry: entry,
         reporter,
         phase: Phase::Pending,
         started: clock(),
@@ -186,7 +187,7 @@ impl Controller {
                 Event::Registered(registration)
             }
             Inbound::Message { worker, incarnation, message } => {
-                Event::Message { worker, incarnation, message }
+                Event::Message { worker, incarnation, message: *message }
             }
         };
         self.handle(event).await
@@ -305,21 +306,6 @@ impl Controller {
         let unix_ns = u64::try_from(since_unix_epoch().as_nanos()).unwrap_or(u64::MAX);
         Now { elapsed: self.started.elapsed(), unix_ns }
     }
-}
-
-/// Milliseconds since the Unix epoch.
-pub(super) fn unix_ms() -> u64 {
-    u64::try_from(since_unix_epoch().as_millis()).unwrap_or(u64::MAX)
-}
-
-#[expect(clippy::disallowed_methods, reason = "a shell: it owns the clock")]
-fn since_unix_epoch() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
-#[expect(clippy::disallowed_methods, reason = "a shell: it owns the clock")]
-fn clock() -> Instant {
-    Instant::now()
 }
 
 /// The program that knows the hidden commands. A test binary is not it, so tests name another.

@@ -1,6 +1,6 @@
 //! What a controller tells: the status file for other processes, and events for whoever is attached.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -8,14 +8,13 @@ use worker::units::Step;
 
 use super::folder::Folder;
 use super::setup::Setup;
-use super::state::{self, shown};
+use super::state;
+use crate::backend::numbers::{self, Meter, shown};
 use crate::backend::{JobStatus, Paths, Phase, Progress, ProgressEvent, RankStatus};
 use crate::rendezvous::group::{self, Group};
 
 /// How often numbers are told and the status file is written, at the most.
 const PACE: Duration = Duration::from_millis(250);
-/// Rates are over this long.
-const RATE_WINDOW: Duration = Duration::from_secs(5);
 
 /// Tells.
 #[derive(Debug)]
@@ -30,13 +29,12 @@ pub(super) struct Reporter {
     told: Option<Duration>,
     last_step: Option<Step>,
     reported: BTreeMap<String, f64>,
-    /// (when, samples, bytes)
-    window: VecDeque<(Duration, u64, u64)>,
+    meter: Meter,
 }
 
 impl Reporter {
     pub(super) fn new(folder: Folder, setup: &Setup, events: mpsc::Sender<ProgressEvent>) -> Self {
-        let created = super::controller::unix_ms();
+        let created = crate::backend::clock::unix_ms();
         let before = state::read(&folder).ok();
         let mut status = state::fresh(&folder, &setup.job, setup.uid.clone(), created);
         status.steps_total = setup.steps_total().map(Step);
@@ -59,7 +57,7 @@ impl Reporter {
             told: None,
             last_step: None,
             reported: BTreeMap::new(),
-            window: VecDeque::new(),
+            meter: Meter::default(),
         }
     }
 
@@ -135,25 +133,15 @@ impl Reporter {
     }
 
     fn progress(&mut self, group: &Group, elapsed: Duration) -> Progress {
-        let work = group.work();
-        self.window.push_back((elapsed, work.samples, work.bytes));
-        while self.window.front().is_some_and(|(at, ..)| elapsed.saturating_sub(*at) > RATE_WINDOW) {
-            self.window.pop_front();
-        }
-        let (since, samples, bytes) = self.window.front().copied().unwrap_or_default();
-        let seconds = elapsed.saturating_sub(since).as_secs_f64();
-        #[expect(clippy::cast_precision_loss, reason = "a rate is shown to three digits")]
-        let rate = |now: u64, then: u64| {
-            if seconds > 0.0 { now.saturating_sub(then) as f64 / seconds } else { 0.0 }
-        };
+        let (samples_per_second, bytes_per_second) = self.meter.rates(group, elapsed);
         let counters = group.counters();
         Progress {
             generation: self.status.generation,
             step: self.status.step,
             steps_total: self.status.steps_total,
             steps_per_epoch: self.steps_per_epoch,
-            samples_per_second: rate(work.samples, samples),
-            bytes_per_second: rate(work.bytes, bytes),
+            samples_per_second,
+            bytes_per_second,
             bytes_read: counters.store_bytes,
             paths: Paths { local: counters.local_bytes, quic: counters.quic_in_bytes, rdma: 0 },
             reported: group.reported().clone(),
@@ -190,7 +178,7 @@ impl Reporter {
         let seconds =
             self.started_unix_ms.map_or(0.0, |started| until.saturating_sub(started) as f64 / 1000.0);
         let seconds = seconds + self.seconds_before;
-        status.summary = Some(state::summary(&group.summary(), self.steps_per_epoch, seconds));
+        status.summary = Some(numbers::summary(&group.summary(), self.steps_per_epoch, seconds));
         self.status.cause = view.cause.map(|cause| self.shown(&cause));
     }
 

@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 
 use datapath::dataset::manifest;
 use datapath::transport::quic::tls::{Identity, fingerprint};
-use worker::config::{self, DataConfig, RunConfig, WorkerConfig};
+use worker::config::{self, DataConfig, ManifestFile, RunConfig, WorkerConfig};
 use worker::units::{Generation, WorkerId};
 
 use super::folder::{Folder, replace};
@@ -15,7 +15,7 @@ use crate::error::{ExitCode, Failure};
 use crate::job::Job;
 use crate::job::spec::Framework;
 use crate::placement::Placement;
-use crate::rendezvous::authority::LAUNCHER_NAME;
+use crate::rendezvous::authority::launcher_name;
 use crate::rendezvous::group::{GroupConfig, Memory, RestartPolicy, Timing};
 
 /// Batches in flight per rank: one is trained on, one is ready, two are on their way.
@@ -86,6 +86,7 @@ impl Setup {
             spares: self.job.workers.spares,
             ranks_per_worker: self.job.run.ranks_per_worker.get(),
             steps_per_epoch: self.steps_per_epoch,
+            finds_workers: false,
             restarts: RestartPolicy { max: restarts.max, window: restarts.window, backoff: restarts.backoff },
             timing: Timing::default(),
             fingerprints: self.identities.iter().map(|(worker, identity)| (*worker, hex(identity))).collect(),
@@ -107,7 +108,7 @@ impl Setup {
             job_uid: self.uid.clone(),
             worker,
             launcher,
-            launcher_name: LAUNCHER_NAME.to_owned(),
+            launcher_name: launcher_name(&self.uid),
             bind: Ipv4Addr::LOCALHOST.into(),
             identity: self.identities.get(&worker)?.clone(),
             run: RunConfig {
@@ -120,13 +121,16 @@ impl Setup {
             cpus: place.cpus.clone(),
             data: job.data.as_ref().map(|data| DataConfig {
                 source: data.source.clone(),
-                manifest: folder.manifest(),
-                digest: self.manifest_digest.clone(),
+                manifest: Some(ManifestFile {
+                    path: folder.manifest(),
+                    digest: self.manifest_digest.clone(),
+                }),
                 order: data.order,
                 epochs: data.epochs.get(),
                 transport: data.transport,
                 slots: SLOTS,
                 cache_bytes: self.cache_bytes,
+                record: None,
             }),
             log_folder: folder.logs(),
             checkpoint_folder: folder.checkpoints(),

@@ -1,17 +1,17 @@
 //! What other processes can see of a job: the status file that its controller keeps, corrected by the lock and the
 //! journal, which tell the truth when the controller is dead.
 
-use std::collections::BTreeMap;
 use std::fs;
 
 use worker::units::{Generation, Step};
 
 use super::folder::{Folder, replace};
 use super::journal::Story;
-use crate::backend::{Cause, CauseCode, JobStatus, Paths, Phase, Summary};
+use crate::backend::numbers::shown;
+use crate::backend::{Cause, CauseCode, JobStatus, Phase};
 use crate::error::{ExitCode, Failure};
 use crate::job::Job;
-use crate::rendezvous::group::{self, GroupSummary};
+use crate::rendezvous::group;
 
 /// Reads `job.json`.
 pub(super) fn read_job(folder: &Folder) -> Result<Job, Failure> {
@@ -116,45 +116,5 @@ fn orphaned(status: &mut JobStatus, story: &Story) {
     status.ended_unix_ms = Some(status.ended_unix_ms.unwrap_or_else(|| story.ended()));
     for rank in &mut status.rank_status {
         rank.pid = None;
-    }
-}
-
-/// A cause as it is shown.
-pub(super) fn shown(cause: &group::Cause) -> Cause {
-    Cause {
-        code: cause.code,
-        rank: cause.rank,
-        worker: cause.worker,
-        host: None,
-        generation: cause.generation,
-        exit: cause.exit,
-        message: cause.message.clone(),
-        hint: cause.hint.clone(),
-        log_tail: cause.log_tail.clone(),
-        seen_unix_ms: cause.seen_unix_ns / 1_000_000,
-    }
-}
-
-/// A job in numbers, over `seconds`.
-pub(super) fn summary(numbers: &GroupSummary, steps_per_epoch: Option<u64>, seconds: f64) -> Summary {
-    #[expect(clippy::cast_precision_loss, reason = "a rate is shown to three digits")]
-    let rate = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
-    Summary {
-        steps: numbers.totals.steps,
-        epochs: steps_per_epoch.map_or(0, |steps| numbers.totals.steps / steps.max(1)),
-        samples: numbers.work.samples,
-        sample_bytes: numbers.work.bytes,
-        seconds,
-        samples_per_second: rate(numbers.work.samples),
-        bytes_per_second: rate(numbers.work.bytes),
-        bytes_read: numbers.counters.store_bytes,
-        bytes_exchanged: numbers.counters.quic_in_bytes,
-        paths: Paths { local: numbers.counters.local_bytes, quic: numbers.counters.quic_in_bytes, rdma: 0 },
-        epoch_digests: if steps_per_epoch.is_some() { numbers.epochs.clone() } else { BTreeMap::new() },
-        order_digest: steps_per_epoch.map(|_| numbers.totals.digest),
-        reported: numbers.reported.clone(),
-        generations: numbers.generation.0,
-        restarts: numbers.restarts,
-        ranks: numbers.world_size,
     }
 }

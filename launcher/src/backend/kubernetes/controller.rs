@@ -1,0 +1,315 @@
+//! The controller of all jobs of a cluster: one actor for each, one planner for all, one rendezvous server.
+//!
+//! ```text
+//! watches ── TrainingJobs, our pods ──▶ actors (job) ──wishes──▶ planner ── ledger ◀── caches ◀── nodes, devices
+//!                                         │  ▲ ◀──answers──────────┘
+//!                                         │  └── rendezvous server ◀── sidecars
+//!                                         └── calls (api) ──▶ API server
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, GroupVersionKind};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Client, ResourceExt};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::names;
+use super::objects::ChildKind;
+use super::resource::TrainingJob;
+use crate::rendezvous::server::Server;
+use crate::serve::metrics::{Metrics, PhaseLabel};
+use crate::topology::kubernetes::devices::Naming;
+use crate::topology::levels::Levels;
+
+pub mod api;
+pub mod decide;
+pub(super) mod devices;
+mod job;
+pub mod ledger;
+mod planner;
+pub mod pods;
+mod render;
+mod watch;
+
+use job::{Handle, Signal};
+use planner::Planner;
+use pods::PodView;
+use watch::Caches;
+
+/// How often actors that gave up are started again, and the numbers of jobs are counted.
+const CARE: Duration = Duration::from_secs(5);
+
+/// How a controller is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The sidecars' image.
+    pub sidecar_image: String,
+    /// Where sidecars reach the rendezvous.
+    pub advertise: SocketAddr,
+    /// Only this namespace; none: all.
+    pub namespace: Option<String>,
+    /// Which labels are the fabric's levels.
+    pub levels: Levels,
+    /// Which resources are GPUs and NICs, beside those that are known.
+    pub naming: Naming,
+    /// What makes the pods.
+    pub child: ChildKind,
+}
+
+/// What all actors share.
+pub(super) struct Context {
+    calls: api::Calls,
+    caches: Arc<Caches>,
+    planner: Planner,
+    server: Server,
+    options: Options,
+    metrics: Arc<Metrics>,
+    child_kind: ChildKind,
+    child: GroupVersionKind,
+}
+
+/// A running controller.
+pub struct Controller {
+    context: Arc<Context>,
+    jobs: Jobs,
+    pods: Pods,
+    trainings: BoxStream<'static, Result<Event<TrainingJob>, watcher::Error>>,
+    workers: BoxStream<'static, Result<Event<Pod>, watcher::Error>>,
+}
+
+impl std::fmt::Debug for Controller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Controller").finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct Jobs {
+    known: BTreeMap<String, TrainingJob>,
+    handles: BTreeMap<String, Handle>,
+    listed: Option<BTreeMap<String, TrainingJob>>,
+    is_filled: bool,
+}
+
+#[derive(Default)]
+struct Pods {
+    /// By the uid of the job, then by name.
+    known: BTreeMap<String, BTreeMap<String, PodView>>,
+    listed: Option<Vec<(String, PodView)>>,
+    is_filled: bool,
+}
+
+impl Controller {
+    /// Begins to watch; `server` is the rendezvous.
+    #[must_use]
+    pub fn start(client: &Client, server: Server, options: Options, metrics: Arc<Metrics>) -> Self {
+        let caches = Caches::start(client, options.levels.clone(), options.naming.clone());
+        let context = Context {
+            calls: api::Calls::new(client.clone(), Arc::clone(&metrics)),
+            planner: Planner::start(Arc::clone(&caches), Arc::clone(&metrics)),
+            caches,
+            server,
+            metrics,
+            child_kind: options.child,
+            child: render::child_kind(options.child),
+            options,
+        };
+        let (trainings, pods): (Api<TrainingJob>, Api<Pod>) = match &context.options.namespace {
+            Some(namespace) => {
+                (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace))
+            }
+            None => (Api::all(client.clone()), Api::all(client.clone())),
+        };
+        let ours = watcher::Config::default().labels(names::LABEL_JOB);
+        Self {
+            context: Arc::new(context),
+            jobs: Jobs::default(),
+            pods: Pods::default(),
+            trainings: watcher(trainings, watcher::Config::default()).default_backoff().boxed(),
+            workers: watcher(pods, ours).default_backoff().boxed(),
+        }
+    }
+
+    /// Waits until what plans are made from is known.
+    pub async fn filled(&self) {
+        self.context.caches.filled().await;
+    }
+
+    /// Looks after jobs for ever.
+    pub async fn run(mut self) {
+        let mut care = interval(CARE);
+        care.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Some(event) = self.trainings.next() => match event {
+                    Ok(event) => self.training(event).await,
+                    Err(error) => tracing::warn!(%error, "cannot watch the jobs"),
+                },
+                Some(event) = self.workers.next() => match event {
+                    Ok(event) => self.worker(event).await,
+                    Err(error) => tracing::warn!(%error, "cannot watch the pods"),
+                },
+                _ = care.tick() => self.care().await,
+            }
+        }
+    }
+
+    async fn training(&mut self, event: Event<TrainingJob>) {
+        match event {
+            Event::Init => self.jobs.listed = Some(BTreeMap::new()),
+            Event::InitApply(job) => {
+                if let (Some(listed), Some(uid)) = (&mut self.jobs.listed, job.uid()) {
+                    listed.insert(uid, job);
+                }
+            }
+            Event::InitDone => {
+                let listed = self.jobs.listed.take().unwrap_or_default();
+                let gone = self.jobs.known.keys().filter(|uid| !listed.contains_key(*uid)).cloned();
+                for uid in gone.collect::<Vec<_>>() {
+                    self.deleted(&uid).await;
+                }
+                self.jobs.is_filled = true;
+                for job in listed.into_values() {
+                    self.applied(job).await;
+                }
+            }
+            Event::Apply(job) => self.applied(job).await,
+            Event::Delete(job) => {
+                if let Some(uid) = job.uid() {
+                    self.deleted(&uid).await;
+                }
+            }
+        }
+    }
+
+    async fn applied(&mut self, job: TrainingJob) {
+        let Some(uid) = job.uid() else { return };
+        self.jobs.known.insert(uid.clone(), job.clone());
+        match self.jobs.handles.get(&uid) {
+            Some(handle) => send(handle, Signal::Resource(Box::new(job))).await,
+            None => self.begin(&uid).await,
+        }
+    }
+
+    async fn deleted(&mut self, uid: &str) {
+        self.jobs.known.remove(uid);
+        if let Some(handle) = self.jobs.handles.get(uid) {
+            send(handle, Signal::Deleted).await;
+        }
+    }
+
+    /// Starts a job's actor, once all of its pods are known.
+    async fn begin(&mut self, uid: &str) {
+        if !self.pods.is_filled || !self.jobs.is_filled {
+            return;
+        }
+        let Some(job) = self.jobs.known.get(uid) else { return };
+        let Some(handle) = job::start(Arc::clone(&self.context), job.clone()) else { return };
+        for pod in self.pods.known.get(uid).into_iter().flat_map(BTreeMap::values) {
+            send(&handle, Signal::Pod(Box::new(pod.clone()))).await;
+        }
+        self.jobs.handles.insert(uid.to_owned(), handle);
+    }
+
+    async fn worker(&mut self, event: Event<Pod>) {
+        match event {
+            Event::Init => self.pods.listed = Some(Vec::new()),
+            Event::InitApply(pod) => {
+                if let (Some(listed), Some(seen)) = (&mut self.pods.listed, view(&pod)) {
+                    listed.push(seen);
+                }
+            }
+            Event::InitDone => {
+                let listed = self.pods.listed.take().unwrap_or_default();
+                let there: BTreeSet<(&str, &str)> =
+                    listed.iter().map(|(uid, pod)| (uid.as_str(), pod.name.as_str())).collect();
+                let known = self.pods.known.iter();
+                let gone: Vec<(String, String)> = known
+                    .flat_map(|(uid, pods)| pods.keys().map(move |name| (uid.clone(), name.clone())))
+                    .filter(|(uid, name)| !there.contains(&(uid.as_str(), name.as_str())))
+                    .collect();
+                for (uid, name) in gone {
+                    self.pod_gone(&uid, &name).await;
+                }
+                for (uid, pod) in listed {
+                    self.pod_seen(&uid, pod).await;
+                }
+                self.pods.is_filled = true;
+                for uid in self.jobs.known.keys().cloned().collect::<Vec<_>>() {
+                    if !self.jobs.handles.contains_key(&uid) {
+                        self.begin(&uid).await;
+                    }
+                }
+            }
+            Event::Apply(pod) => {
+                if let Some((uid, pod)) = view(&pod) {
+                    self.pod_seen(&uid, pod).await;
+                }
+            }
+            Event::Delete(pod) => {
+                if let Some((uid, pod)) = view(&pod) {
+                    self.pod_gone(&uid, &pod.name).await;
+                }
+            }
+        }
+    }
+
+    async fn pod_seen(&mut self, uid: &str, pod: PodView) {
+        let pods = self.pods.known.entry(uid.to_owned()).or_default();
+        if pods.insert(pod.name.clone(), pod.clone()).as_ref() == Some(&pod) {
+            return;
+        }
+        if let Some(handle) = self.jobs.handles.get(uid) {
+            send(handle, Signal::Pod(Box::new(pod))).await;
+        }
+    }
+
+    async fn pod_gone(&mut self, uid: &str, name: &str) {
+        if let Some(pods) = self.pods.known.get_mut(uid) {
+            pods.remove(name);
+            if pods.is_empty() {
+                self.pods.known.remove(uid);
+            }
+        }
+        if let Some(handle) = self.jobs.handles.get(uid) {
+            send(handle, Signal::PodGone(name.to_owned())).await;
+        }
+    }
+
+    /// Starts actors again that have lost their job, and counts.
+    async fn care(&mut self) {
+        self.jobs.handles.retain(|_, handle| !handle.is_over());
+        let mut phases: BTreeMap<&'static str, i64> =
+            super::crd::status::PHASES.into_iter().map(|phase| (phase, 0)).collect();
+        for job in self.jobs.known.values() {
+            let phase = job.status.as_ref().map_or(super::crd::status::PHASES[0], |status| status.word());
+            *phases.entry(phase).or_default() += 1;
+        }
+        for (phase, count) in phases {
+            self.context.metrics.jobs.get_or_create(&PhaseLabel { phase }).set(count);
+        }
+        for uid in self.jobs.known.keys().cloned().collect::<Vec<_>>() {
+            if !self.jobs.handles.contains_key(&uid) {
+                self.begin(&uid).await;
+            }
+        }
+    }
+}
+
+/// An actor that has ended hears nothing, which is right.
+async fn send(handle: &Handle, signal: Signal) {
+    let _ = handle.signals.send(signal).await;
+}
+
+fn view(pod: &Pod) -> Option<(String, PodView)> {
+    let uid = pod.metadata.labels.as_ref()?.get(names::LABEL_UID)?.clone();
+    Some((uid, PodView::of(pod)?))
+}

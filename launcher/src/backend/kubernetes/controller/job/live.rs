@@ -1,0 +1,378 @@
+//! An actor while the membership is in charge: its actions become calls and messages, and what happens becomes its
+//! events. The counterpart of the local controller, with pods instead of processes.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use worker::pod::process_number;
+use worker::rendezvous::message::ToWorker;
+use worker::units::{Generation, Incarnation, WorkerId};
+
+use super::places::Deletion;
+use super::{Actor, Done, Stage};
+use crate::backend::Phase;
+use crate::backend::clock::{clock, since_unix_epoch};
+use crate::backend::kubernetes::controller::api::CallError;
+use crate::backend::kubernetes::controller::decide::Wish;
+use crate::backend::kubernetes::controller::pods::{PodStage, PodView};
+use crate::backend::numbers::Meter;
+use crate::job::Job;
+use crate::job::spec::pod::NodeLost;
+use crate::rendezvous::authority::{Authority, AuthorityError};
+use crate::rendezvous::group::{
+    Action, Event, Group, GroupConfig, NO_PROCESS, Now, Outcome, Record, RecordId, RestartPolicy, Timing,
+};
+use crate::rendezvous::server::{self, Inbound, Outbound};
+
+/// Waited before a failed write of the memory is tried again.
+const WRITE_AGAIN: Duration = Duration::from_secs(1);
+/// From the deletion of a pod on a node that does not answer to its deletion by force: its sidecar has lost its lease and
+/// stopped its ranks by then, and their time to stop is over.
+const FORCE_AFTER: Duration = Duration::from_secs(45);
+/// How long things may take where workers are pods: images are fetched, nodes are replaced, queues are waited for. A lease
+/// is longer than it takes another controller to lead (15 s, and a start), so that ranks run on over that.
+pub(super) fn timing() -> Timing {
+    Timing {
+        heartbeat: Duration::from_secs(1),
+        lease: Duration::from_secs(40),
+        launch: Duration::from_secs(600),
+        gather: Duration::from_secs(3600),
+        last_call: Duration::from_secs(10),
+        start: Duration::from_secs(1800),
+        suspect: Duration::from_millis(500),
+        stop_grace: Duration::from_secs(10),
+        stop_margin: Duration::from_secs(30),
+        resend: Duration::from_secs(10),
+    }
+}
+
+/// The membership and its surroundings.
+pub(super) struct Live {
+    pub(super) group: Group,
+    pub(super) meter: Meter,
+    pub(super) started: Instant,
+    sessions: BTreeMap<(WorkerId, Incarnation), Outbound>,
+    sweeps: Vec<Sweep>,
+    cancelled: Option<bool>,
+    _entry: server::Entry,
+}
+
+impl std::fmt::Debug for Live {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Live").field("group", &self.group).finish_non_exhaustive()
+    }
+}
+
+struct Sweep {
+    generation: Generation,
+    workers: BTreeSet<WorkerId>,
+    since: Instant,
+}
+
+impl Actor {
+    /// All pods have their places (or had them when an earlier controller died): the membership begins.
+    pub(super) fn go_live(&mut self) {
+        let (Some(job), Some(seed)) = (&self.job, self.seed) else {
+            self.teller.trouble("the seed of the job's certificates is not there".to_owned());
+            return self.try_again();
+        };
+        let authority = match authority(&self.key.uid, seed, job) {
+            Ok(authority) => authority,
+            Err(error) => {
+                self.teller.trouble(format!("cannot make the job's certificates: {error}"));
+                return self.try_again();
+            }
+        };
+        let (entry, inbound) = match self.context.server.enlist(&self.key.uid, &authority) {
+            Ok(enlisted) => enlisted,
+            Err(error) => {
+                self.teller.trouble(format!("cannot open the job's rendezvous: {error}"));
+                return self.try_again();
+            }
+        };
+        let group = Group::new(config(job, &authority), self.stored.memory.clone());
+        self.inbound = Some(inbound);
+        self.teller.begins();
+        self.stage = Stage::Live(Box::new(Live {
+            group,
+            meter: Meter::default(),
+            started: clock(),
+            sessions: BTreeMap::new(),
+            sweeps: Vec::new(),
+            cancelled: None,
+            _entry: entry,
+        }));
+        let has_run = self.stored.memory.generation.0 > 0;
+        self.handle(Event::Start);
+        if has_run {
+            self.tell_of_pods();
+        }
+    }
+
+    /// After an earlier controller: which workers there are, and which there are not.
+    fn tell_of_pods(&mut self) {
+        for worker in self.workers() {
+            let event = match self.launched_number(worker) {
+                Some(pid) => Event::Launched { worker, pid },
+                None => Event::Gone { worker, pid: NO_PROCESS, how: "it has no pod".to_owned() },
+            };
+            self.handle(event);
+        }
+    }
+
+    fn launched_number(&self, worker: WorkerId) -> Option<u32> {
+        let pod = self.roster.current(worker)?;
+        matches!(pod.stage, PodStage::Running).then(|| process_number(&pod.uid))
+    }
+
+    pub(super) fn launched(&mut self, worker: WorkerId, number: u32) {
+        self.handle(Event::Launched { worker, pid: number });
+    }
+
+    pub(super) fn pod_leaving(&mut self, worker: WorkerId, number: u32) {
+        self.handle(Event::Leaving { worker, pid: number });
+    }
+
+    pub(super) fn pod_gone(&mut self, worker: WorkerId, number: u32, how: String) {
+        self.handle(Event::Gone { worker, pid: number, how });
+    }
+
+    pub(super) fn inbound(&mut self, inbound: Inbound) {
+        let Stage::Live(live) = &mut self.stage else { return };
+        let event = match inbound {
+            Inbound::Registered { registration, outbound } => {
+                live.sessions.retain(|_, session| session.is_open());
+                live.sessions.insert((registration.worker, registration.incarnation), outbound);
+                Event::Registered(registration)
+            }
+            Inbound::Message { worker, incarnation, message } => {
+                Event::Message { worker, incarnation, message: *message }
+            }
+        };
+        self.handle(event);
+    }
+
+    pub(super) fn tick_live(&mut self) {
+        self.handle(Event::Tick);
+    }
+
+    /// Gives the group an event and does what it says, until there is nothing more to do.
+    fn handle(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let Stage::Live(live) = &mut self.stage else { return };
+            let unix_ns = u64::try_from(since_unix_epoch().as_nanos()).unwrap_or(u64::MAX);
+            let now = Now { elapsed: live.started.elapsed(), unix_ns };
+            for action in live.group.handle(event, now) {
+                events.extend(self.act(action));
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Persist { id, record } => self.remember(&record, id),
+            Action::Launch { worker } => {
+                let pid = self.launched_number(worker)?;
+                return Some(Event::Launched { worker, pid });
+            }
+            Action::Sweep { generation, workers } => {
+                if let Stage::Live(live) = &mut self.stage {
+                    let workers = workers.into_iter().collect();
+                    live.sweeps.push(Sweep { generation, workers, since: clock() });
+                }
+            }
+            Action::Send { worker, incarnation, message } => self.send(worker, incarnation, message),
+            Action::Restarting { cause, .. } => {
+                tracing::warn!(job = %self.key, message = cause.message, "a job is restarted");
+                self.context.metrics.restarts.inc();
+            }
+            Action::Done(_) => {}
+        }
+        None
+    }
+
+    fn send(&mut self, worker: WorkerId, incarnation: Incarnation, message: ToWorker) {
+        let Stage::Live(live) = &mut self.stage else { return };
+        let key = (worker, incarnation);
+        let is_last = matches!(message, ToWorker::Refuse { .. });
+        let is_sent = live.sessions.get(&key).is_some_and(|session| session.send(message));
+        if is_last || !is_sent {
+            // Dropping it closes the connection; a worker that is still wanted comes again and is told again.
+            live.sessions.remove(&key);
+        }
+    }
+
+    /// Takes a record into the memory, and begins to write that down.
+    pub(super) fn remember(&mut self, record: &Record, id: RecordId) {
+        self.stored.memory.take(record);
+        if matches!(record, Record::Generation { .. }) {
+            self.stored.resumed = self.resumption();
+        }
+        self.unwritten = Some(id);
+        self.write();
+    }
+
+    fn write(&mut self) {
+        let (Some(id), false) = (self.unwritten, self.is_writing) else { return };
+        self.is_writing = true;
+        self.unwritten = None;
+        let (calls, key, owner, stored) =
+            (self.context.calls.clone(), self.key.clone(), self.owner(), self.stored.clone());
+        self.tasks.spawn(async move {
+            let mut stored = stored;
+            loop {
+                let result = calls.write_memory(&key, &owner, &stored).await;
+                match &result {
+                    Err(error) if error.is_conflict() => {
+                        // Perhaps an answer of ours was lost: then what is there is what we wrote.
+                        match calls.memory(&key).await {
+                            Ok(there) if there.memory == stored.memory => {
+                                return Done::Written { id, result: Ok(there.version) };
+                            }
+                            // Left by an earlier object of that name, and on its way out with it.
+                            Ok(there) if stored.version.is_none() && there.version.is_none() => {}
+                            Ok(_) => return Done::Written { id, result },
+                            Err(_) => {}
+                        }
+                    }
+                    Err(CallError::Kube(_) | CallError::Late) if !is_final(&result) => {}
+                    _ => return Done::Written { id, result },
+                }
+                tokio::time::sleep(WRITE_AGAIN).await;
+                stored.version = stored.version.take();
+            }
+        });
+    }
+
+    pub(super) fn written(&mut self, id: RecordId, result: Result<Option<String>, CallError>) {
+        self.is_writing = false;
+        match result {
+            Ok(version) => {
+                self.stored.version = version;
+                self.handle(Event::Persisted(id));
+                self.write();
+            }
+            Err(error) => {
+                tracing::error!(job = %self.key, %error, "the membership's memory cannot be written");
+                self.is_lost = true;
+            }
+        }
+    }
+
+    /// What is due while the membership is in charge.
+    pub(super) fn tend_live(&mut self) {
+        self.obey_wish();
+        self.tend_sweeps();
+        self.tend_stuck();
+        self.tend_gates();
+        let Stage::Live(live) = &self.stage else { return };
+        let Some(outcome) = live.group.outcome() else { return };
+        let is_held = matches!(outcome, Outcome::Cancelled) && self.wish() == Wish::Hold;
+        self.teller.ends();
+        // Written only when all of it is: what follows looks at what is stored.
+        if self.unwritten.is_some() || self.is_writing {
+            return;
+        }
+        self.inbound = None;
+        self.stage = Stage::Over { since: clock() };
+        if is_held {
+            self.clear();
+        } else {
+            self.wishes.push(self.release_all());
+        }
+    }
+
+    fn obey_wish(&mut self) {
+        let now = match self.wish() {
+            Wish::Run => return,
+            Wish::Hold => false,
+            Wish::Cancel { now } => now,
+        };
+        let Stage::Live(live) = &mut self.stage else { return };
+        // A second wish can only be more urgent.
+        if live.cancelled.is_some_and(|told| told || !now) {
+            return;
+        }
+        live.cancelled = Some(now);
+        self.handle(Event::Cancel { now });
+    }
+
+    fn tend_sweeps(&mut self) {
+        let Stage::Live(live) = &mut self.stage else { return };
+        let mut swept = Vec::new();
+        let mut due = Vec::new();
+        let is_over = matches!(live.group.phase(), Phase::Succeeded | Phase::Failed | Phase::Cancelled);
+        live.sweeps.retain(|sweep| {
+            let alive: Vec<&PodView> =
+                sweep.workers.iter().flat_map(|worker| self.roster.alive(*worker)).collect();
+            if alive.is_empty() {
+                let workers = sweep.workers.iter().copied().collect();
+                swept.push(Event::Swept { generation: sweep.generation, workers });
+                return false;
+            }
+            due.extend(alive.into_iter().map(|pod| (pod.clone(), sweep.since)));
+            true
+        });
+        let at_once = live.cancelled == Some(true) && is_over;
+        let policy = self.job.as_ref().map(|job| job.pod.node_lost).unwrap_or_default();
+        for (pod, since) in due {
+            let is_answering = pod.host.as_deref().is_some_and(|host| self.context.caches.is_ready(host));
+            let is_dead = !is_answering && policy == NodeLost::Replace && since.elapsed() >= FORCE_AFTER;
+            if !is_answering && policy == NodeLost::Wait {
+                let host = pod.host.as_deref().unwrap_or("a node");
+                self.teller.waits_for(format!(
+                    "{host} does not answer, and spec.pod.nodeLost is wait: pod {} may still run",
+                    pod.name
+                ));
+            }
+            let how = match (is_dead, at_once) {
+                (true, _) => Deletion::WriteOff,
+                (false, true) => Deletion::AtOnce,
+                (false, false) => Deletion::InOrder,
+            };
+            self.delete_pod(&pod, how);
+        }
+        for event in swept {
+            self.handle(event);
+        }
+    }
+}
+
+/// Whether writing again cannot help.
+fn is_final(result: &Result<Option<String>, CallError>) -> bool {
+    matches!(result, Err(error) if error.is_refused() || error.is_absent())
+}
+
+/// The certificates of all workers.
+fn authority(
+    job_uid: &str,
+    seed: crate::rendezvous::authority::Seed,
+    job: &Job,
+) -> Result<Authority, AuthorityError> {
+    let mut authority = Authority::new(job_uid, seed)?;
+    let total = job.workers.count.get().saturating_add(job.workers.spares);
+    for worker in (0..total).map(WorkerId) {
+        authority.worker(worker)?;
+    }
+    Ok(authority)
+}
+
+fn config(job: &Job, authority: &Authority) -> GroupConfig {
+    let hex = |print: &[u8; 32]| print.iter().map(|byte| format!("{byte:02x}")).collect();
+    GroupConfig {
+        workers: job.workers.count.get(),
+        min_workers: job.workers.min.get(),
+        spares: job.workers.spares,
+        ranks_per_worker: job.run.ranks_per_worker.get(),
+        steps_per_epoch: None,
+        finds_workers: true,
+        restarts: RestartPolicy {
+            max: job.restarts.max,
+            window: job.restarts.window,
+            backoff: job.restarts.backoff,
+        },
+        timing: timing(),
+        fingerprints: authority.fingerprints().iter().map(|(print, worker)| (*worker, hex(print))).collect(),
+    }
+}

@@ -1,0 +1,323 @@
+//! An actor's pods and their places: asking for them, giving them, and what happens when a place was none.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use worker::units::WorkerId;
+
+use super::{Actor, Done, PODS_MAX, Stage};
+use crate::backend::CauseCode;
+use crate::backend::clock::{clock, unix_ms};
+use crate::backend::kubernetes::controller::api::CallError;
+use crate::backend::kubernetes::controller::devices;
+use crate::backend::kubernetes::controller::ledger::{Answer, Holding};
+use crate::backend::kubernetes::controller::planner::Wish;
+use crate::backend::kubernetes::controller::pods::PodView;
+use crate::backend::kubernetes::objects;
+use crate::placement::{PlacedWorker, Request};
+use crate::rendezvous::group::{Cause, GroupSummary, Outcome, Record, RecordId};
+
+/// A placed pod that the scheduler cannot bring to its host for this long is placed elsewhere: what keeps it away may
+/// be a pod that is about to end.
+const STUCK_MAX: Duration = Duration::from_secs(10);
+/// Hosts that may refuse pods of one job before it is given up: beyond it the plan and the cluster disagree for good.
+const REFUSALS_MAX: usize = 16;
+
+impl Actor {
+    /// Wants places for these workers; the others keep theirs.
+    pub(super) fn ask(&mut self, workers: Vec<WorkerId>) {
+        let Some(request) = self.request(workers) else { return };
+        let created = self.resource.metadata.creation_timestamp.as_ref();
+        let created = created.and_then(|time| u64::try_from(time.0.as_millisecond()).ok()).unwrap_or(0);
+        self.teller.asks(unix_ms());
+        let (key, answers) = (self.key.clone(), self.answers.0.clone());
+        self.wishes.push(Wish::Ask { key, created, request: Box::new(request), answers });
+    }
+
+    /// Wants the places of the whole gang planned again, on what is free now.
+    fn renew(&mut self) {
+        let Some(request) = self.request(self.workers()) else { return };
+        self.plan.clear();
+        let (key, answers) = (self.key.clone(), self.answers.0.clone());
+        self.wishes.push(Wish::Renew { key, request: Box::new(request), answers });
+    }
+
+    fn request(&mut self, workers: Vec<WorkerId>) -> Option<Request> {
+        let job = self.job.as_ref()?;
+        let mut request = objects::request(job);
+        self.asked = workers.iter().copied().collect();
+        request.workers = workers;
+        let placed = self.roster.placed();
+        let placed = placed.iter().filter(|(worker, _)| !self.asked.contains(worker));
+        request.placed = placed.filter_map(|(worker, pod)| Some((*worker, pod.host.clone()?))).collect();
+        request.exclude.extend(self.refused_by.clone());
+        let classes = self.context.caches.device_classes();
+        let classes: Vec<&serde_json::Value> = classes.iter().map(AsRef::as_ref).collect();
+        devices::name_drivers(&mut request.need, &classes);
+        // All pods of a job are made from one template.
+        request.need.gpu_name = request.need.gpu_name.or_else(|| self.gpu_name.clone());
+        request.need.nic_name = request.need.nic_name.or_else(|| self.nic_name.clone());
+        Some(request)
+    }
+
+    pub(super) async fn flush_planner(&mut self) {
+        for wish in std::mem::take(&mut self.wishes) {
+            self.context.planner.tell(wish).await;
+        }
+    }
+
+    pub(super) fn answered(&mut self, answer: Answer) {
+        self.has_gates = true;
+        match answer {
+            Answer::Refused(refused) => {
+                tracing::info!(job = %self.key, %refused, never = refused.never, "no places");
+                self.teller.refused(&refused);
+                // Nothing of it has run, and half of a gang must not keep what others could use.
+                if matches!(self.stage, Stage::Gating { .. }) {
+                    self.clear();
+                }
+            }
+            Answer::Granted(placement) => {
+                let waited = self.teller.granted(unix_ms());
+                self.context.metrics.placement_wait.observe(waited.as_secs_f64());
+                self.gpu_name = placement.gpu_name;
+                self.nic_name = placement.nic_name;
+                for place in placement.workers {
+                    self.asked.remove(&place.worker);
+                    self.plan.insert(place.worker, place);
+                }
+                self.is_confirmed |= matches!(self.stage, Stage::Gating { .. });
+                if matches!(self.stage, Stage::Asking) {
+                    self.create();
+                }
+            }
+        }
+    }
+
+    /// Takes over what an earlier controller began.
+    pub(super) fn adopt(&mut self) {
+        let Some(job) = &self.job else { return };
+        let mut holding = Holding { need: objects::request(job).need, ..Holding::default() };
+        for (worker, pod) in self.roster.placed() {
+            let Some(host) = pod.host.clone() else { continue };
+            let note: serde_json::Value =
+                pod.placed.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+            let numa_node = note["numaNode"].as_u64().and_then(|node| u32::try_from(node).ok());
+            let name = |key: &str| note[key].as_str().map(str::to_owned);
+            holding.gpu_name = holding.gpu_name.or_else(|| name("gpu"));
+            holding.nic_name = holding.nic_name.or_else(|| name("nic"));
+            holding.places.insert(worker, (host.clone(), numa_node));
+            self.plan.insert(worker, PlacedWorker { worker, host, cpus: Vec::new(), numa_node });
+        }
+        self.gpu_name.clone_from(&holding.gpu_name);
+        self.nic_name.clone_from(&holding.nic_name);
+        self.wishes.push(Wish::Hold { key: self.key.clone(), holding: Box::new(holding) });
+        // Whoever has a place keeps it, and the others are asked for now.
+        self.is_confirmed = true;
+        self.stage = Stage::Gating { since: clock() };
+        if self.stored.memory.generation.0 > 0 {
+            self.go_live();
+        }
+    }
+
+    /// All workers, spares included.
+    pub(super) fn workers(&self) -> Vec<WorkerId> {
+        let total =
+            self.job.as_ref().map_or(0, |job| job.workers.count.get().saturating_add(job.workers.spares));
+        (0..total).map(WorkerId).collect()
+    }
+
+    /// Until every worker has its place.
+    pub(super) fn tend_gating(&mut self, since: Instant) {
+        if self.wish() != super::Wish::Run {
+            return self.clear();
+        }
+        let workers = self.workers();
+        let total = workers.len();
+        let missing = total - self.roster.workers_with(total, PodView::is_current);
+        if missing == 0 && !self.is_confirmed {
+            if self.asked.is_empty() {
+                self.renew();
+            }
+            return;
+        }
+        if missing == 0 {
+            self.tend_gates();
+            if self.roster.workers_with(total, PodView::is_placed) == total {
+                self.go_live();
+            }
+            return;
+        }
+        self.teller.waits_for(format!("{missing} of {} pods are not there yet", workers.len()));
+        if since.elapsed() >= PODS_MAX && self.busy.is_empty() {
+            self.busy.insert(String::new());
+            let (calls, namespace) = (self.context.calls.clone(), self.key.namespace.clone());
+            let child = crate::backend::kubernetes::names::child(&self.key.name);
+            self.tasks.spawn(async move { Done::Warned(calls.warnings(&namespace, &child).await) });
+        }
+    }
+
+    /// The child's pods do not appear: its places go to others, and it tries again later.
+    pub(super) fn give_up_child(&mut self, warnings: &[String]) {
+        self.busy.remove("");
+        if !matches!(self.stage, Stage::Gating { .. }) {
+            return;
+        }
+        let why = if warnings.is_empty() { "nobody says why".to_owned() } else { warnings.join("; ") };
+        self.teller.trouble(format!(
+            "not all pods were made within {} s, so its places were given back: {why}",
+            PODS_MAX.as_secs()
+        ));
+        self.clear();
+    }
+
+    /// Gives gated pods their places, and asks for those that have none.
+    pub(super) fn tend_gates(&mut self) {
+        if !std::mem::take(&mut self.has_gates) {
+            return;
+        }
+        // Those that a call is under way for stay gated until their watch tells.
+        let is_due = |worker: &WorkerId, pod: &PodView| {
+            !self.busy.contains(&pod.uid) || !self.plan.contains_key(worker)
+        };
+        let gated = self.roster.gated().into_iter().filter(|(worker, pod)| is_due(worker, pod));
+        let gated: BTreeMap<WorkerId, PodView> = gated.map(|(worker, pod)| (worker, pod.clone())).collect();
+        let mut homeless = Vec::new();
+        for (worker, pod) in gated {
+            match self.plan.get(&worker).cloned() {
+                Some(place) => self.place(&pod, &place),
+                None if !self.asked.contains(&worker) => homeless.push(worker),
+                None => {}
+            }
+        }
+        if !homeless.is_empty() {
+            homeless.extend(self.asked.iter().copied());
+            homeless.sort();
+            self.ask(homeless);
+        }
+    }
+
+    fn place(&mut self, pod: &PodView, place: &PlacedWorker) {
+        if !self.busy.insert(pod.uid.clone()) {
+            return;
+        }
+        let note = json!({
+            "host": place.host,
+            "numaNode": place.numa_node,
+            "gpu": self.gpu_name,
+            "nic": self.nic_name,
+        });
+        let (calls, namespace) = (self.context.calls.clone(), self.key.namespace.clone());
+        let (pod, uid, host) = (pod.name.clone(), pod.uid.clone(), place.host.clone());
+        self.teller.gates_begin(clock());
+        self.tasks.spawn(async move {
+            let result = calls.place(&namespace, &pod, &uid, &host, &note).await;
+            Done::Placed { pod, uid, result }
+        });
+    }
+
+    pub(super) fn placed(&mut self, pod: &str, uid: &str, result: Result<(), CallError>) {
+        match result {
+            // It stays busy: its gate is gone, which its watch will tell.
+            Ok(()) => {
+                if let Some(took) = self.teller.gate_lifted(clock()) {
+                    self.context.metrics.ungate.observe(took.as_secs_f64());
+                }
+            }
+            Err(error) => {
+                self.has_gates = true;
+                self.busy.remove(uid);
+                if !error.is_absent() && !error.is_conflict() {
+                    tracing::warn!(job = %self.key, pod, %error, "cannot give a pod its place");
+                    self.teller.trouble(format!("cannot give pod {pod} its place: {error}"));
+                }
+            }
+        }
+    }
+
+    /// The kubelet of a planned host did not admit a pod: what was planned for it is not there.
+    pub(super) fn rejected(&mut self, pod: &str, worker: WorkerId, host: &str, why: &str) {
+        tracing::warn!(job = %self.key, pod, %worker, host, why, "a pod is placed again, elsewhere");
+        self.refused_by.insert(host.to_owned(), format!("refused a pod of this job: {why}"));
+        self.forget_place(worker);
+        self.teller.trouble(format!("{host} refused worker {worker}, which is placed elsewhere: {why}"));
+        if self.refused_by.len() >= REFUSALS_MAX && !matches!(self.stage, Stage::Live(_)) {
+            let message = format!("{REFUSALS_MAX} hosts refused pods that they had room for by all accounts");
+            let mut cause = Cause::plain(CauseCode::Unplaceable, self.stored.memory.generation, message);
+            "`launcher doctor` compares what the cluster offers with what it says"
+                .clone_into(&mut cause.hint);
+            cause.log_tail = self.refused_by.iter().map(|(host, why)| format!("{host}: {why}")).collect();
+            let outcome = Outcome::Failed { cause: Box::new(cause) };
+            self.remember(&Record::End { outcome, summary: Box::new(GroupSummary::default()) }, RecordId(0));
+            self.clear();
+        }
+    }
+
+    /// Pods that the scheduler cannot bring to their hosts are placed again after a while.
+    pub(super) fn tend_stuck(&mut self) {
+        let now = clock();
+        let stuck: Vec<(PodView, String)> =
+            self.roster.unschedulable().map(|(pod, why)| (pod.clone(), why.to_owned())).collect();
+        self.stuck.retain(|uid, _| stuck.iter().any(|(pod, _)| pod.uid == *uid));
+        for (pod, why) in stuck {
+            let since = *self.stuck.entry(pod.uid.clone()).or_insert(now);
+            if now.saturating_duration_since(since) < STUCK_MAX {
+                continue;
+            }
+            self.stuck.remove(&pod.uid);
+            let host = pod.host.clone().unwrap_or_default();
+            self.rejected(&pod.name, pod.worker, &host, &why);
+            self.delete_pod(&pod, Deletion::InOrder);
+        }
+    }
+
+    /// A worker's place is free again, and the worker is to get another.
+    pub(super) fn forget_place(&mut self, worker: WorkerId) {
+        if self.plan.remove(&worker).is_some() {
+            let workers = Some([worker].into());
+            self.wishes.push(Wish::Release { key: self.key.clone(), workers });
+        }
+    }
+
+    /// Workers whose placed pods have ended give their places back: their next pods may go elsewhere.
+    pub(super) fn release_ended(&mut self) {
+        for worker in std::mem::take(&mut self.moved) {
+            let is_there = self.roster.alive(worker).next().is_some();
+            if !is_there && self.bound.remove(&worker).is_some() {
+                self.forget_place(worker);
+            }
+            if let Some(pod) = self.roster.placed_of(worker) {
+                self.busy.remove(&pod.uid);
+                self.bound.insert(worker, pod.uid.clone());
+            }
+        }
+    }
+
+    pub(super) fn delete_pod(&mut self, pod: &PodView, how: Deletion) {
+        if !self.deleted.insert((pod.uid.clone(), how)) {
+            return;
+        }
+        let (calls, namespace) = (self.context.calls.clone(), self.key.namespace.clone());
+        let (name, uid) = (pod.name.clone(), pod.uid.clone());
+        self.tasks.spawn(async move {
+            let result = match how {
+                Deletion::InOrder => calls.delete_pod(&namespace, &name, &uid, None).await,
+                Deletion::AtOnce => calls.delete_pod(&namespace, &name, &uid, Some(Duration::ZERO)).await,
+                Deletion::WriteOff => calls.write_off(&namespace, &name, &uid).await,
+            };
+            Done::Deleted { uid, how: Some(how), result }
+        });
+    }
+}
+
+/// How a pod is deleted; each way is tried until it succeeds once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Deletion {
+    /// Its containers may end as they like, within the pod's grace.
+    InOrder,
+    /// Without grace.
+    AtOnce,
+    /// Its node does not answer, so nobody there will say that it ended.
+    WriteOff,
+}

@@ -1,0 +1,278 @@
+//! Who holds what of the cluster, and who waits for it (pure).
+//!
+//! Places are given out in the order in which jobs were created, each gang as a whole or not at all. A gang that does not
+//! fit now does not keep later ones that do from starting: it waits with its reasons. Whatever has been given out counts
+//! at once, long before a pod can be seen on a node, so two gangs are never promised the same device.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use worker::units::WorkerId;
+
+use super::api::Key;
+use crate::placement::{self, Need, Placement, Request, Unplaceable};
+use crate::topology::kubernetes::Held;
+use crate::topology::{Amounts, Cluster};
+
+/// What one job holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// What each of its workers needs.
+    pub need: Need,
+    /// The name that its GPUs are asked for by.
+    pub gpu_name: Option<String>,
+    /// The name that its NICs are asked for by.
+    pub nic_name: Option<String>,
+    /// The host and, where one was chosen, the NUMA node of each worker that has a place.
+    pub places: BTreeMap<WorkerId, (String, Option<u32>)>,
+}
+
+impl Holding {
+    /// What a placement that answers `request` holds.
+    #[must_use]
+    pub fn of(request: &Request, placement: &Placement) -> Self {
+        let places = placement.workers.iter();
+        Self {
+            need: request.need.clone(),
+            gpu_name: placement.gpu_name.clone(),
+            nic_name: placement.nic_name.clone(),
+            places: places.map(|place| (place.worker, (place.host.clone(), place.numa_node))).collect(),
+        }
+    }
+
+    fn amounts(&self) -> Amounts {
+        let need = &self.need;
+        let devices = [(&self.gpu_name, need.gpus), (&self.nic_name, need.nics)];
+        let devices = devices
+            .into_iter()
+            .filter(|(_, count)| *count > 0)
+            .filter_map(|(name, count)| Some((name.clone()?, count)));
+        Amounts {
+            cpu_millis: need.cpus.map_or(need.cpu_millis, |cpus| u64::from(cpus) * 1000),
+            memory_bytes: need.memory_bytes,
+            hugepage_bytes: need.hugepage_bytes,
+            pods: 1,
+            devices: devices.collect(),
+        }
+    }
+}
+
+/// The answer to a wish for places.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Here they are; they are held until they are released.
+    Granted(Placement),
+    /// There is no room for all of them now.
+    Refused(Unplaceable),
+}
+
+/// All holdings and wishes.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    /// What is free beside all holdings.
+    cluster: Cluster,
+    holdings: BTreeMap<Key, Holding>,
+    /// By when the job was created.
+    waiting: BTreeMap<(u64, Key), Request>,
+    /// The last refusal that each waiting job was told: the same is not told again.
+    refused: BTreeMap<Key, Unplaceable>,
+    /// Jobs whose wish is new since the last pass.
+    fresh: BTreeSet<Key>,
+    /// Something was released, so that `cluster` says too little.
+    is_stale: bool,
+}
+
+impl Ledger {
+    /// What our pods hold by node, for whoever makes the cluster anew.
+    #[must_use]
+    pub fn held(&self) -> BTreeMap<String, Vec<Held>> {
+        let mut held: BTreeMap<String, Vec<Held>> = BTreeMap::new();
+        for holding in self.holdings.values() {
+            let amounts = holding.amounts();
+            for (host, numa) in holding.places.values() {
+                let one = Held { numa: *numa, amounts: amounts.clone() };
+                held.entry(host.clone()).or_default().push(one);
+            }
+        }
+        held
+    }
+
+    /// The cluster as it is now, made with what [`Self::held`] said a moment ago.
+    pub fn see(&mut self, cluster: Cluster) {
+        self.cluster = cluster;
+        self.is_stale = false;
+    }
+
+    /// Whether the cluster must be made anew before anybody is refused.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.is_stale
+    }
+
+    /// What is free now.
+    #[must_use]
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// A job created at `created` (milliseconds since the Unix epoch) wants places. Its earlier wish is forgotten.
+    pub fn ask(&mut self, created: u64, key: Key, request: Request) {
+        self.fresh.insert(key.clone());
+        self.refused.remove(&key);
+        self.waiting.insert((created, key), request);
+    }
+
+    /// A job does not want places any more.
+    pub fn withdraw(&mut self, key: &Key) {
+        self.waiting.retain(|(_, waiting), _| waiting != key);
+        self.refused.remove(key);
+        self.fresh.remove(key);
+    }
+
+    /// A job holds this already: an earlier controller gave it out.
+    pub fn hold(&mut self, key: Key, holding: Holding) {
+        self.holdings.insert(key, holding);
+        self.is_stale = true;
+    }
+
+    /// Places that are free again; `None`: all of the job's.
+    pub fn release(&mut self, key: &Key, workers: Option<&BTreeSet<WorkerId>>) {
+        let Some(holding) = self.holdings.get_mut(key) else { return };
+        match workers {
+            Some(workers) => holding.places.retain(|worker, _| !workers.contains(worker)),
+            None => holding.places.clear(),
+        }
+        if holding.places.is_empty() {
+            self.holdings.remove(key);
+        }
+        self.is_stale = true;
+    }
+
+    /// Whether anybody waits.
+    #[must_use]
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Gives out what fits, in order. A refusal is told once; with `only_fresh`, only wishes that are new are looked at,
+    /// because nothing has changed for the others.
+    pub fn pass(&mut self, only_fresh: bool) -> Vec<(Key, Answer)> {
+        let mut answers = Vec::new();
+        let turns: Vec<(u64, Key)> =
+            self.waiting.keys().filter(|(_, key)| !only_fresh || self.fresh.contains(key)).cloned().collect();
+        self.fresh.clear();
+        for turn in turns {
+            let Some(request) = self.waiting.get(&turn) else { continue };
+            let key = turn.1.clone();
+            match placement::place(&self.cluster, request) {
+                Ok(placement) => {
+                    self.cluster.take(&placement, request);
+                    let new = Holding::of(request, &placement);
+                    let holding = self.holdings.entry(key.clone()).or_default();
+                    let mut places = std::mem::take(&mut holding.places);
+                    places.extend(new.places.clone());
+                    *holding = Holding { places, ..new };
+                    self.waiting.remove(&turn);
+                    self.refused.remove(&key);
+                    answers.push((key, Answer::Granted(placement)));
+                }
+                Err(refused) if self.refused.get(&key) != Some(&refused) => {
+                    self.refused.insert(key.clone(), refused.clone());
+                    answers.push((key, Answer::Refused(refused)));
+                }
+                Err(_) => {}
+            }
+        }
+        answers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::spec::{Locality, Rack, Strategy};
+    use crate::topology::Host;
+
+    fn cluster(hosts: u32) -> Cluster {
+        let host = |number: u32| {
+            let free = Amounts { cpu_millis: 4000, pods: 10, ..Amounts::default() };
+            let name = format!("node-{number}");
+            Host { name, free: free.clone(), capacity: free, ..Host::default() }
+        };
+        Cluster { hosts: (0..hosts).map(host).collect(), ..Cluster::default() }
+    }
+
+    fn key(name: &str) -> Key {
+        Key { namespace: "n".to_owned(), name: name.to_owned(), uid: name.to_owned() }
+    }
+
+    fn request(workers: u32) -> Request {
+        Request {
+            workers: (0..workers).map(WorkerId).collect(),
+            seated: workers,
+            need: Need { cpus: Some(4), ..Need::default() },
+            locality: Locality::None,
+            strategy: Strategy::Pack,
+            rack: Rack::Any,
+            block: Rack::Any,
+            exclude: BTreeMap::new(),
+            node_selector: BTreeMap::new(),
+            tolerations: Vec::new(),
+            placed: BTreeMap::new(),
+        }
+    }
+
+    fn said(answers: &[(Key, Answer)]) -> Vec<(&str, bool)> {
+        answers
+            .iter()
+            .map(|(key, answer)| (key.name.as_str(), matches!(answer, Answer::Granted(_))))
+            .collect()
+    }
+
+    #[test]
+    fn gangs_are_served_in_order_whole_and_never_from_what_another_holds() {
+        let mut ledger = Ledger::default();
+        ledger.see(cluster(3));
+        ledger.ask(3, key("late"), request(1));
+        ledger.ask(1, key("early"), request(2));
+        ledger.ask(2, key("large"), request(2));
+        // The large one waits, and a later one that fits passes it.
+        assert_eq!(said(&ledger.pass(false)), [("early", true), ("large", false), ("late", true)]);
+        // The late one has taken what the large one was told to be free.
+        assert_eq!(said(&ledger.pass(false)), [("large", false)]);
+        assert_eq!(said(&ledger.pass(false)), [], "the same refusal is not told again");
+        assert_eq!(ledger.held().values().map(Vec::len).sum::<usize>(), 3);
+        ledger.release(&key("early"), None);
+        assert!(ledger.is_stale());
+        let mut left = cluster(3);
+        left.hosts.retain(|host| !ledger.held().contains_key(&host.name));
+        ledger.see(left);
+        assert_eq!(said(&ledger.pass(false)), [("large", true)]);
+        assert!(!ledger.has_waiting());
+    }
+
+    #[test]
+    fn a_wish_that_is_withdrawn_or_old_is_not_looked_at() {
+        let mut ledger = Ledger::default();
+        ledger.see(cluster(1));
+        ledger.ask(1, key("a"), request(2));
+        ledger.ask(2, key("b"), request(1));
+        ledger.withdraw(&key("b"));
+        assert_eq!(said(&ledger.pass(true)), [("a", false)]);
+        ledger.ask(3, key("c"), request(1));
+        assert_eq!(said(&ledger.pass(true)), [("c", true)]);
+    }
+
+    #[test]
+    fn one_worker_may_be_released_and_placed_again() {
+        let mut ledger = Ledger::default();
+        ledger.see(cluster(2));
+        ledger.ask(1, key("a"), request(1));
+        ledger.pass(false);
+        let again = Request { workers: vec![WorkerId(1)], ..request(1) };
+        ledger.ask(1, key("a"), again);
+        assert_eq!(said(&ledger.pass(false)), [("a", true)]);
+        assert_eq!(ledger.held().len(), 2, "both are held");
+        ledger.release(&key("a"), Some(&BTreeSet::from([WorkerId(0)])));
+        assert_eq!(ledger.held().len(), 1);
+    }
+}

@@ -1,0 +1,124 @@
+//! The shell around the ledger: one task that hears wishes and changes of the cluster, and answers jobs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, mpsc};
+use worker::units::WorkerId;
+
+use super::api::Key;
+use super::ledger::{Answer, Holding, Ledger};
+use super::watch::Caches;
+use crate::placement::Request;
+use crate::serve::metrics::Metrics;
+use crate::topology::kubernetes;
+
+/// Wishes that wait for the planner: a burst of jobs waits at its senders beyond it.
+const WISHES_MAX: usize = 1024;
+/// Changes of the cluster are gathered for this long before it is made anew: many nodes change at a time, and a person
+/// who waits for one does not notice.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// Before every job that was ever created.
+const FIRST: u64 = 0;
+
+/// What jobs ask of the planner.
+#[derive(Debug)]
+pub(super) enum Wish {
+    /// Places, answered on the job's own channel.
+    Ask { key: Key, created: u64, request: Box<Request>, answers: mpsc::Sender<Answer> },
+    /// The places that were given, planned anew on what is free now, before anybody else's turn.
+    Renew { key: Key, request: Box<Request>, answers: mpsc::Sender<Answer> },
+    /// No places any more.
+    Withdraw { key: Key },
+    /// These places were given out before.
+    Hold { key: Key, holding: Box<Holding> },
+    /// These places are free again; `None`: all.
+    Release { key: Key, workers: Option<BTreeSet<WorkerId>> },
+}
+
+/// The way to the planner.
+#[derive(Clone, Debug)]
+pub(super) struct Planner(mpsc::Sender<Wish>);
+
+impl Planner {
+    /// Starts the task. It ends when all who could ask are gone.
+    pub(super) fn start(caches: Arc<Caches>, metrics: Arc<Metrics>) -> Self {
+        let (sender, wishes) = mpsc::channel(WISHES_MAX);
+        tokio::spawn(run(wishes, caches, metrics));
+        Self(sender)
+    }
+
+    pub(super) async fn tell(&self, wish: Wish) {
+        // The planner ends with the process.
+        let _ = self.0.send(wish).await;
+    }
+}
+
+async fn run(mut wishes: mpsc::Receiver<Wish>, caches: Arc<Caches>, metrics: Arc<Metrics>) {
+    let mut ledger = Ledger::default();
+    let mut listeners: BTreeMap<Key, mpsc::Sender<Answer>> = BTreeMap::new();
+    let changed: Arc<Notify> = caches.changed();
+    let mut is_new = true;
+    loop {
+        let mut batch = Vec::new();
+        tokio::select! {
+            heard = wishes.recv_many(&mut batch, WISHES_MAX) => if heard == 0 { return },
+            () = changed.notified() => {
+                tokio::time::sleep(GATHER).await;
+                is_new = true;
+                while let Ok(wish) = wishes.try_recv() {
+                    batch.push(wish);
+                }
+            }
+        }
+        for wish in batch {
+            take(&mut ledger, &mut listeners, wish);
+        }
+        if !ledger.has_waiting() {
+            continue;
+        }
+        let begun = clock();
+        let is_new_now = std::mem::take(&mut is_new) || ledger.is_stale();
+        if is_new_now {
+            let held = ledger.held();
+            ledger.see(caches.with_facts(held, kubernetes::cluster));
+        }
+        let answers = ledger.pass(!is_new_now);
+        metrics.solver.observe(begun.elapsed().as_secs_f64());
+        for (key, answer) in answers {
+            if let Some(listener) = listeners.get(&key) {
+                // A job that is gone releases what it holds when it is told to.
+                let _ = listener.send(answer).await;
+            }
+        }
+    }
+}
+
+fn take(ledger: &mut Ledger, listeners: &mut BTreeMap<Key, mpsc::Sender<Answer>>, wish: Wish) {
+    match wish {
+        Wish::Ask { key, created, request, answers } => {
+            listeners.insert(key.clone(), answers);
+            ledger.ask(created, key, *request);
+        }
+        Wish::Renew { key, request, answers } => {
+            listeners.insert(key.clone(), answers);
+            ledger.release(&key, None);
+            ledger.ask(FIRST, key, *request);
+        }
+        Wish::Withdraw { key } => ledger.withdraw(&key),
+        Wish::Hold { key, holding } => ledger.hold(key, *holding),
+        Wish::Release { key, workers } => {
+            if workers.is_none() {
+                listeners.remove(&key);
+            }
+            ledger.release(&key, workers.as_ref());
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a shell: it measures the solver")]
+fn clock() -> Instant {
+    Instant::now()
+}

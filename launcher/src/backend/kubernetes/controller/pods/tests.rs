@@ -1,0 +1,144 @@
+//! Pods as the API server tells of them, and what each change means.
+
+use serde_json::json;
+
+use super::*;
+
+/// A pod of worker 3; `spec` and `status` as in the API.
+fn pod(name: &str, uid: &str, spec: &serde_json::Value, status: &serde_json::Value) -> PodView {
+    let pod = json!({
+        "metadata": {
+            "name": name, "uid": uid,
+            "labels": {names::LABEL_INDEX: "3", names::LABEL_JOB: "digits"},
+        },
+        "spec": spec, "status": status,
+    });
+    PodView::of(&serde_json::from_value(pod).unwrap()).unwrap()
+}
+
+fn gated() -> serde_json::Value {
+    json!({"containers": [], "schedulingGates": [{"name": names::GATE}]})
+}
+
+fn placed() -> serde_json::Value {
+    json!({"containers": [], "nodeSelector": {names::LABEL_HOSTNAME: "node1"}})
+}
+
+fn running() -> serde_json::Value {
+    json!({"phase": "Pending", "initContainerStatuses": [{
+        "name": names::SIDECAR, "image": "", "imageID": "", "ready": true, "restartCount": 0,
+        "state": {"running": {}},
+    }]})
+}
+
+#[test]
+fn a_pod_is_launched_once_and_gone_once() {
+    let mut roster = Roster::default();
+    let worker = WorkerId(3);
+    assert_eq!(roster.update(pod("a", "1", &gated(), &json!({}))), []);
+    assert_eq!(roster.gated().keys().copied().collect::<Vec<_>>(), [worker]);
+    assert_eq!(roster.alive(worker).count(), 0, "nothing of a gated pod can run");
+    assert_eq!(roster.update(pod("a", "1", &placed(), &json!({}))), []);
+    assert!(roster.gated().is_empty());
+    assert_eq!(roster.placed()[&worker].host.as_deref(), Some("node1"));
+    assert_eq!(roster.alive(worker).count(), 1, "a kubelet may start it at any moment");
+    let number = process_number("1");
+    assert_eq!(roster.update(pod("a", "1", &placed(), &running())), [Change::Launched { worker, number }]);
+    assert_eq!(roster.update(pod("a", "1", &placed(), &running())), []);
+    let ended = json!({"phase": "Failed", "containerStatuses": [{
+        "name": names::RANKS, "image": "", "imageID": "", "ready": false, "restartCount": 0,
+        "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}},
+    }]});
+    let how = "its pod failed (container ranks: OOMKilled, exit code 137)".to_owned();
+    assert_eq!(roster.update(pod("a", "1", &placed(), &ended)), [Change::Gone { worker, number, how }]);
+    assert_eq!(roster.remove("a"), []);
+    assert!(roster.current(worker).is_none());
+}
+
+#[test]
+fn a_deleted_pod_is_gone_also_when_another_has_its_name() {
+    let mut roster = Roster::default();
+    let worker = WorkerId(3);
+    roster.update(pod("a", "1", &placed(), &running()));
+    let gone = |uid: &str| Change::Gone {
+        worker,
+        number: process_number(uid),
+        how: "its pod was deleted".to_owned(),
+    };
+    let changes = roster.update(pod("a", "2", &placed(), &running()));
+    assert_eq!(changes, [gone("1"), Change::Launched { worker, number: process_number("2") }]);
+    assert_eq!(roster.remove("a"), [gone("2")]);
+}
+
+#[test]
+fn a_launched_pod_that_is_deleted_is_leaving_once() {
+    let mut roster = Roster::default();
+    let worker = WorkerId(3);
+    roster.update(pod("a", "1", &placed(), &running()));
+    let leaving = PodView { is_leaving: true, ..pod("a", "1", &placed(), &running()) };
+    let number = process_number("1");
+    assert_eq!(roster.update(leaving.clone()), [Change::Leaving { worker, number }]);
+    assert_eq!(roster.update(leaving), []);
+    assert!(roster.current(worker).is_none(), "its successor is the worker now");
+    assert_eq!(roster.alive(worker).count(), 1);
+}
+
+#[test]
+fn a_pod_that_cannot_run_where_it_was_placed_is_rejected_once() {
+    let mut roster = Roster::default();
+    let failed = json!({"phase": "Failed", "reason": "TopologyAffinityError", "message": "cannot align"});
+    let rejected = |pod: &str, why: &str| Change::Rejected {
+        pod: pod.to_owned(),
+        worker: WorkerId(3),
+        host: "node1".to_owned(),
+        why: why.to_owned(),
+    };
+    let expected = [rejected("a", "TopologyAffinityError: cannot align")];
+    assert_eq!(roster.update(pod("a", "1", &placed(), &failed)), expected);
+    assert_eq!(roster.update(pod("a", "1", &placed(), &failed)), []);
+    assert_eq!(roster.alive(WorkerId(3)).count(), 0);
+    let unschedulable = json!({"phase": "Pending", "conditions": [{
+        "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no CPUs",
+    }]});
+    assert_eq!(roster.update(pod("b", "2", &placed(), &unschedulable)), [], "it may pass");
+    roster.update(pod("c", "3", &gated(), &unschedulable));
+    let waiting: Vec<_> = roster.unschedulable().map(|(pod, why)| (pod.name.as_str(), why)).collect();
+    assert_eq!(waiting, [("b", "no CPUs")], "the other has no place yet");
+}
+
+#[test]
+fn what_keeps_a_container_from_starting_is_told() {
+    let status = json!({"phase": "Pending", "containerStatuses": [{
+        "name": names::RANKS, "image": "", "imageID": "", "ready": false, "restartCount": 0,
+        "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}},
+    }]});
+    assert_eq!(
+        pod("a", "1", &placed(), &status).trouble,
+        "container ranks waits: ImagePullBackOff no such image"
+    );
+    let status = json!({"phase": "Pending", "containerStatuses": [{
+        "name": names::RANKS, "image": "", "imageID": "", "ready": false, "restartCount": 0,
+        "state": {"waiting": {"reason": "PodInitializing"}},
+    }]});
+    assert_eq!(pod("a", "1", &placed(), &status).trouble, "");
+}
+
+#[test]
+fn workers_are_counted_once_and_found_by_their_pods() {
+    let mut roster = Roster::default();
+    let worker = WorkerId(3);
+    roster.update(pod("a", "1", &placed(), &json!({"phase": "Failed"})));
+    roster.update(pod("b", "2", &placed(), &running()));
+    roster.update(pod("c", "3", &gated(), &json!({})));
+    assert_eq!(roster.workers_with(4, PodView::is_current), 1, "two pods of one worker");
+    assert_eq!(roster.workers_with(3, PodView::is_current), 0, "worker 3 is not one of three");
+    assert_eq!(roster.worker_of("c"), Some(worker));
+    assert_eq!(roster.placed_of(worker).map(|pod| pod.name.as_str()), Some("b"));
+    roster.remove("b");
+    assert!(roster.placed_of(worker).is_none(), "one has ended, one is gated");
+    assert_eq!(roster.worker_of("b"), None);
+    assert_eq!(roster.current(worker).map(|pod| pod.name.as_str()), Some("c"));
+    roster.remove("a");
+    roster.remove("c");
+    assert!(roster.current(worker).is_none());
+}

@@ -1,0 +1,125 @@
+//! Makes a job's objects in the order in which each needs the one before, so that a controller that dies in between
+//! leaves nothing that the next one could not go on from: the child, which makes the pods, comes last.
+
+use kube::api::GroupVersionKind;
+use serde_json::Value;
+
+use super::Context;
+use super::api::{CallError, Key};
+use super::devices::Chosen;
+use crate::backend::kubernetes::names;
+use crate::backend::kubernetes::objects::{self, ChildKind, Render, RenderError};
+use crate::job::Job;
+use crate::rendezvous::authority::{Authority, AuthorityError, Seed};
+
+/// What is to be made.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) job: Job,
+    pub(super) key: Key,
+    pub(super) gpu_name: Option<String>,
+    pub(super) nic_name: Option<String>,
+    /// The seed of an earlier attempt; none: it is drawn.
+    pub(super) seed: Option<Seed>,
+}
+
+/// Why objects could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CreateError {
+    /// The job cannot be rendered for this cluster.
+    #[error("failed to {0}")]
+    Render(#[from] RenderError),
+    /// Its certificates cannot be made.
+    #[error("failed to {0}")]
+    Authority(#[from] AuthorityError),
+    /// The API server said no, or could not be asked.
+    #[error("{what}: {source}")]
+    Call { what: String, source: CallError },
+    /// An object of an earlier job of that name is still there.
+    #[error("{what} of an earlier job of that name is still being deleted")]
+    Left { what: String },
+}
+
+/// Makes everything; the job's seed.
+pub(super) async fn create(context: &Context, order: Order) -> Result<Seed, CreateError> {
+    let Order { job, key, gpu_name, nic_name, seed } = order;
+    let (slices, classes) = (context.caches.slices(), context.caches.device_classes());
+    let (slices, classes) = (by_ref(&slices), by_ref(&classes));
+    let locality = job.resources.locality;
+    let devices = Chosen::of(gpu_name.as_deref(), nic_name.as_deref(), locality, &slices, &classes);
+    let devices = devices.with_classes_of(job.pod.devices.as_ref(), &classes);
+    let render = Render {
+        job: &job,
+        namespace: &key.namespace,
+        uid: &key.uid,
+        child: context.child_kind,
+        sidecar_image: &context.options.sidecar_image,
+        launcher: context.options.advertise,
+        devices: devices.as_devices(),
+    };
+    // Whatever cannot be rendered is found before anything is made.
+    let child = objects::child(&render)?;
+    let mut first = vec![objects::config_map(&render)?, objects::network_policy(&render)];
+    first.extend(objects::headless_service(&render));
+    first.extend(objects::claim_template(&render)?);
+    refuse_leftover(context, &key, &context.child, &names::child(&key.name)).await?;
+    let seed = match seed {
+        Some(seed) => seed,
+        None => {
+            let seed = Seed::draw()?;
+            let secret = objects::authority_secret(&render, &seed);
+            // Created, never replaced: certificates of another seed may be out already.
+            apply(context, &key, &secret, true).await?;
+            seed
+        }
+    };
+    let mut authority = Authority::new(&key.uid, seed)?;
+    first.extend(objects::identity_secrets(&render, &mut authority, render.pods())?);
+    for object in &first {
+        apply(context, &key, object, false).await?;
+    }
+    apply(context, &key, &child, false).await?;
+    Ok(seed)
+}
+
+fn by_ref(values: &[std::sync::Arc<Value>]) -> Vec<&Value> {
+    values.iter().map(AsRef::as_ref).collect()
+}
+
+async fn apply(context: &Context, key: &Key, object: &Value, is_new: bool) -> Result<(), CreateError> {
+    let made = if is_new {
+        context.calls.create(&key.namespace, object).await
+    } else {
+        context.calls.apply(&key.namespace, object).await
+    };
+    made.map_err(|source| {
+        let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let what = format!("{} {}", word(&object["kind"]), word(&object["metadata"]["name"]));
+        if is_new && source.is_conflict() {
+            CreateError::Left { what }
+        } else {
+            CreateError::Call { what, source }
+        }
+    })
+}
+
+async fn refuse_leftover(
+    context: &Context,
+    key: &Key,
+    kind: &GroupVersionKind,
+    name: &str,
+) -> Result<(), CreateError> {
+    let what = || format!("{} {name}", kind.kind);
+    let found = context.calls.find(kind, &key.namespace, name).await;
+    let found = found.map_err(|source| CreateError::Call { what: what(), source })?;
+    let Some(found) = found else { return Ok(()) };
+    let owner = found.metadata.labels.as_ref().and_then(|labels| labels.get(names::LABEL_UID));
+    if owner == Some(&key.uid) { Ok(()) } else { Err(CreateError::Left { what: what() }) }
+}
+
+/// The kind of a child for the API.
+pub(super) fn child_kind(kind: ChildKind) -> GroupVersionKind {
+    let version = kind.api_version();
+    let (group, version) = version.split_once('/').unwrap_or(("", version));
+    GroupVersionKind::gvk(group, version, kind.kind())
+}

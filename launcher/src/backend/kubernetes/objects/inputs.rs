@@ -1,0 +1,92 @@
+//! What every pod of a job reads: one ConfigMap, without any secret (pure).
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use worker::config::{self, DataConfig, PodJob, RecordConfig, RunConfig};
+
+use super::resources::shares;
+use super::{Render, RenderError};
+use crate::backend::kubernetes::names::{SHARED_FOLDER, config_map as config_map_name};
+use crate::job::Data;
+use crate::job::spec::Framework;
+use crate::rendezvous::authority::launcher_name;
+
+/// The file in [`crate::backend::kubernetes::names::CONFIG_FOLDER`].
+const FILE: &str = "job.json";
+/// Bytes of it: a ConfigMap holds 1 MiB, keys and all.
+const FILE_BYTES_MAX: usize = (1 << 20) - 1024;
+/// Batches in flight per rank.
+const SLOTS: u32 = 4;
+/// Bytes of chunks that a worker holds where the job does not say how much memory its sidecar has.
+const CACHE_BYTES_DEFAULT: u64 = 1 << 30;
+/// The part of a sidecar's memory that is cache; the rest is rings and buffers.
+const CACHE_PART: u64 = 2;
+
+/// The ConfigMap that every pod reads.
+///
+/// # Errors
+/// When the job's command and environment are too large for one.
+pub fn config_map(render: &Render<'_>) -> Result<Value, RenderError> {
+    let text = serde_json::to_string(&pod_job(render))?;
+    if text.len() > FILE_BYTES_MAX {
+        return Err(RenderError::TooLarge { bytes: text.len(), limit: FILE_BYTES_MAX });
+    }
+    Ok(json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": render.metadata(&config_map_name(&render.job.name)),
+        "data": { FILE: text },
+    }))
+}
+
+/// What it says.
+#[must_use]
+pub fn pod_job(render: &Render<'_>) -> PodJob {
+    let job = render.job;
+    let checkpoints = job.pod.checkpoints.as_ref().map(PathBuf::from);
+    PodJob {
+        job: job.name.clone(),
+        job_uid: render.uid.to_owned(),
+        launcher: render.launcher,
+        launcher_name: launcher_name(render.uid),
+        run: RunConfig {
+            command: job.run.command.clone(),
+            env: job.run.env.clone(),
+            workdir: job.run.workdir.clone(),
+            ranks_per_worker: job.run.ranks_per_worker.get(),
+            framework: framework(job.run.framework),
+        },
+        data: job.data.as_ref().map(|data| data_config(render, data)),
+        checkpoint_folder: checkpoints.unwrap_or_else(|| PathBuf::from(SHARED_FOLDER).join("checkpoints")),
+        hang_ms: job.hang_timeout.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
+fn data_config(render: &Render<'_>, data: &Data) -> DataConfig {
+    let sidecar = shares(render.job).sidecar;
+    DataConfig {
+        source: data.source.clone(),
+        manifest: None,
+        order: data.order,
+        epochs: data.epochs.get(),
+        transport: data.transport,
+        slots: SLOTS,
+        cache_bytes: match sidecar.memory_limited {
+            true => sidecar.memory_bytes / CACHE_PART,
+            false => CACHE_BYTES_DEFAULT,
+        },
+        record: data
+            .record
+            .map(|record| RecordConfig { dtype: record.dtype.into(), items: record.items.get() }),
+    }
+}
+
+/// What the ranks are told; a job that joins with MPI is refused before it comes here.
+fn framework(framework: Framework) -> config::Framework {
+    match framework {
+        Framework::Torch => config::Framework::Torch,
+        Framework::Jax => config::Framework::Jax,
+        Framework::None | Framework::Mpi => config::Framework::None,
+    }
+}

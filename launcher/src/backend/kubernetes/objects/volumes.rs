@@ -1,0 +1,95 @@
+//! The volumes of a pod, and where its containers see them (pure).
+
+use serde_json::{Value, json};
+
+use super::Render;
+use crate::backend::kubernetes::names::{
+    CONFIG_FOLDER, IDENTITIES_PER_SECRET, IDENTITY_FOLDER, SHARED_FOLDER, config_map, identities_secret,
+};
+use crate::job::spec::pod::VolumeSpec;
+
+/// The folder that the containers share.
+const SHARED: &str = "slipway";
+/// The job's configuration.
+const CONFIG: &str = "slipway-config";
+/// All workers' identities, of which each sidecar sees its own.
+const IDENTITY: &str = "slipway-identity";
+/// The ranks' `/dev/shm`: a runtime gives 64 MiB, and NCCL and torch's data loaders need more. It counts as memory.
+const SHM: &str = "slipway-shm";
+/// Read by the owner and the pod's group, which `fsGroup` makes the containers' own.
+const SECRET_MODE: i32 = 0o440;
+
+/// `volumes` of the pod.
+pub(super) fn volumes(render: &Render<'_>) -> Vec<Value> {
+    let name = &render.job.name;
+    let parts = render.pods().div_ceil(IDENTITIES_PER_SECRET);
+    let secrets: Vec<Value> =
+        (0..parts).map(|part| json!({ "secret": { "name": identities_secret(name, part) } })).collect();
+    let own = [
+        json!({ "name": SHARED, "emptyDir": {} }),
+        json!({ "name": CONFIG, "configMap": { "name": config_map(name) } }),
+        json!({ "name": IDENTITY, "projected": { "defaultMode": SECRET_MODE, "sources": secrets } }),
+        json!({ "name": SHM, "emptyDir": { "medium": "Memory" } }),
+    ];
+    own.into_iter().chain(render.job.pod.volumes.iter().map(volume)).collect()
+}
+
+/// One of the user's. That it has exactly one source was checked with the job.
+fn volume(spec: &VolumeSpec) -> Value {
+    let VolumeSpec { name, mount_path: _, read_only, claim, host_path, config_map, secret, image, nfs } =
+        spec;
+    let mut volume = json!({ "name": name });
+    if let Some(claim) = claim {
+        volume["persistentVolumeClaim"] = json!({ "claimName": claim });
+        if *read_only {
+            volume["persistentVolumeClaim"]["readOnly"] = true.into();
+        }
+    } else if let Some(path) = host_path {
+        volume["hostPath"] = json!({ "path": path });
+    } else if let Some(config_map) = config_map {
+        volume["configMap"] = json!({ "name": config_map });
+    } else if let Some(secret) = secret {
+        volume["secret"] = json!({ "secretName": secret, "defaultMode": SECRET_MODE });
+    } else if let Some(image) = image {
+        volume["image"] = json!({ "reference": image });
+    } else if let Some(nfs) = nfs {
+        volume["nfs"] = json!({ "server": nfs.server, "path": nfs.path });
+        if *read_only {
+            volume["nfs"]["readOnly"] = true.into();
+        }
+    }
+    volume
+}
+
+/// What the ranks' container sees.
+pub(super) fn of_ranks(render: &Render<'_>) -> Vec<Value> {
+    let mut mounts = vec![
+        json!({ "name": SHARED, "mountPath": SHARED_FOLDER }),
+        json!({ "name": SHM, "mountPath": "/dev/shm" }),
+    ];
+    mounts.extend(render.job.pod.volumes.iter().map(|volume| mount(volume, volume.read_only)));
+    mounts
+}
+
+/// What the sidecar sees: the data, to read it, but no secret of the user's; and of the identities the one of its own
+/// worker, because each file is mounted by itself.
+pub(super) fn of_sidecar(render: &Render<'_>) -> Vec<Value> {
+    let identity = |file: &str, key: &str, value: &str| json!({ "name": IDENTITY, "mountPath": format!("{IDENTITY_FOLDER}/{file}"), key: value, "readOnly": true });
+    let mut mounts = vec![
+        json!({ "name": SHARED, "mountPath": SHARED_FOLDER }),
+        json!({ "name": CONFIG, "mountPath": CONFIG_FOLDER, "readOnly": true }),
+        identity("ca", "subPath", "ca"),
+        identity("worker", "subPathExpr", "$(SLIPWAY_WORKER)"),
+    ];
+    let shared = render.job.pod.volumes.iter().filter(|volume| volume.secret.is_none());
+    mounts.extend(shared.map(|volume| mount(volume, true)));
+    mounts
+}
+
+fn mount(volume: &VolumeSpec, read_only: bool) -> Value {
+    let mut mount = json!({ "name": volume.name, "mountPath": volume.mount_path });
+    if read_only {
+        mount["readOnly"] = true.into();
+    }
+    mount
+}
