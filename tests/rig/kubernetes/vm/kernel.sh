@@ -1,0 +1,43 @@
+# Debian's kernel and a first root for the emulated machine; made once and kept.
+# shellcheck shell=bash
+
+vm_cache=$cache/vm-$(cat "$here/vm/kernel.sh" "$here/vm/init" | sha256sum | cut -c1-16)
+
+# Loaded in this order, with what they depend on: the guest has no udev.
+vm_modules=(virtio_pci 9pnet_virtio 9p overlay veth bridge virtio_net virtio_rng igb igbvf)
+
+vm_kernel() {
+  [ ! -f "$vm_cache/initrd.gz" ] || return 0
+  local work package version
+  mkdir -p "$vm_cache"
+  work=$(mktemp -d)
+  package=$(apt-cache depends linux-image-amd64 | sed -nE 's/.*Depends: (linux-image-[0-9][^ ]*)$/\1/p' | head -n 1)
+  [ -n "$package" ] || die "apt knows no kernel: run apt-get update"
+  (cd "$work" && apt-get -qq -o APT::Sandbox::User=root download "$package") || die "cannot fetch $package"
+  mkdir -p "$work/kernel/lib"
+  ln -s . "$work/kernel/usr"
+  dpkg-deb --fsys-tarfile "$work"/*.deb | tar -x --keep-directory-symlink -C "$work/kernel" --exclude='*/drivers/gpu/*' --exclude='*/sound/*'
+  version=$(ls "$work/kernel/lib/modules")
+  # Newer kernels pack their modules, which depmod reads and busybox's insmod does not.
+  find "$work/kernel/lib/modules" -name '*.ko.xz' -exec xz -d {} +
+  depmod -b "$work/kernel" "$version"
+  cp "$work/kernel/boot/vmlinuz-$version" "$vm_cache/vmlinuz"
+  vm_first_root "$work" "$version"
+  rm -rf "$work"
+}
+
+vm_first_root() {
+  local work=$1 version=$2 root=$1/root module file count=0
+  mkdir -p "$root"/{bin,modules,proc,sys,dev,new,lower,upper}
+  cp "$(command -v busybox)" "$root/bin/busybox"
+  cp "$here/vm/init" "$root/init"
+  chmod +x "$root/init"
+  for module in "${vm_modules[@]}"; do
+    modprobe -d "$work/kernel" -S "$version" --show-depends "$module" | sed -n 's/^insmod //p'
+  done | awk '!seen[$1]++ {print $1}' | while read -r file; do
+    cp "$file" "$root/modules/$(printf %02d $count)-$(basename "$file")"
+    count=$((count + 1))
+  done
+  (cd "$root" && find . | cpio -o -H newc --quiet | gzip -1) >"$vm_cache/.initrd.gz"
+  mv "$vm_cache/.initrd.gz" "$vm_cache/initrd.gz"
+}

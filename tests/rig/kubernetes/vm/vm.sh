@@ -1,0 +1,117 @@
+# A node in an emulated machine, for what a network namespace cannot have: two NUMA nodes, an SR-IOV NIC on a PCIe root of
+# each, and a kubelet whose Topology Manager admits pods by them.
+# shellcheck shell=bash
+#
+# The guest's root is this machine's root, read only, under a layer in its memory; so it has the same programs. It is on the
+# rig's bridge, as the other nodes are. Emulated by software everywhere: what is shown is right, and slow.
+# Needs QEMU 8 or newer, whose igb device has virtual functions (Debian 12: from bookworm-backports).
+
+vm_memory_mib=4096   # half on each NUMA node; kubelet, containerd and images, all in memory
+vm_cpus=6            # three on each NUMA node, of which one is kept for the system
+vm_functions=2       # virtual functions of each NIC, of 7
+vm_gpus=2            # stand-ins for GPUs, on each NUMA node
+# In tenths of a second: one minute alone, and ten times that beside compilers.
+vm_patience=9000
+
+# vm_node N [LABEL=VALUE…]
+vm_node() {
+  local n=${1:-} name=node${1:-}
+  [[ $n =~ ^[1-9]$ ]] || die "vm N: N is 1 to 9"
+  shift
+  [ ! -d "$rig/$name" ] || die "$name is there already"
+  vm_packages
+  vm_kernel
+  local folder=$rig/$name
+  mkdir -p "$folder"/share/{cni,images}
+  pause_image
+  vm_files "$n" "$folder/share"
+  vm_link "$n"
+  # shellcheck disable=SC2046 # one word each; paths of a rig have no blanks, as vm_files has checked
+  # Before compilers: its clock goes on while it waits for a processor, and leases run out.
+  start "$name-vm" nice -n -10 qemu-system-x86_64 $(vm_machine "$n" "$folder") \
+    -append "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off audit=0 random.trust_cpu=on"
+  patience=$vm_patience node_ready "$name" "$@"
+  # The kubelet counts devices only when their plugins have registered.
+  patience=$vm_patience until_ok vm_has_devices "$name"
+}
+
+vm_has_devices() { [ "$(admin get node "$1" -o 'jsonpath={.status.allocatable.slipway\.test/vf}')" = $((2 * vm_functions)) ]; }
+
+# vm_load SHARE ARCHIVE: the guest looks for new archives and tells which it has loaded.
+vm_load() {
+  local name
+  name=$(basename "$2")
+  rm -f "$1/images/$name.loaded"
+  cp -L "$2" "$1/images/.$name"
+  mv "$1/images/.$name" "$1/images/$name"
+  patience=$vm_patience until_ok [ -e "$1/images/$name.loaded" ]
+}
+
+vm_packages() {
+  packages busybox-static cpio kmod iproute2 xz-utils
+  if command -v qemu-system-x86_64 >/dev/null; then
+    local version
+    version=$(qemu-system-x86_64 --version | sed -nE '1s/.* version ([0-9]+).*/\1/p')
+    [ "$version" -ge 8 ] || die "QEMU $version has no SR-IOV NIC: 8 or newer is needed"
+    return
+  fi
+  # shellcheck disable=SC1091
+  local suite
+  suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+  if [ "$suite" = bookworm ]; then
+    echo 'deb http://deb.debian.org/debian bookworm-backports main' >/etc/apt/sources.list.d/slipway-backports.list
+    apt-get -qq update
+    apt-get -qq install -y --no-install-recommends -t bookworm-backports qemu-system-x86 >/dev/null || die "cannot install QEMU from backports"
+  else
+    packages qemu-system-x86
+  fi
+}
+
+# Configuration of the same form as other nodes have; in the guest it lies in memory at /node, since neither sockets nor
+# layers of images can be on a shared folder.
+vm_files() {
+  local n=$1 share=$2 other
+  [[ ! $rig$cache =~ [[:space:],] ]] || die "QEMU takes no blank and no comma in KUBE_DIR and SLIPWAY_KUBE_CACHE"
+  containerd_config /node "$n" >"$share/containerd.toml"
+  pod_network_config /node "$n" >"$share/cni/10-pods.conflist"
+  kubelet_identity "$share" "$n"
+  # Renewed each quarter of it: an emulated kubelet may be late by seconds beside a compiler.
+  node_lease=24 kubelet_config /node "$n" "registerWithTaints: [{key: slipway.test/vm, value: 'true', effect: NoSchedule}]" \
+    "cpuManagerPolicy: static" "reservedSystemCPUs: '0,$((vm_cpus / 2))'" \
+    "topologyManagerPolicy: single-numa-node" "topologyManagerScope: pod" >"$share/kubelet.yaml"
+  cp "$here/vm/guest.sh" "$share/guest.sh"
+  cp -L "$rig"/images/*.tar "$share/images/"
+  {
+    printf '%s=%q\n' node "node$n" address "$(node_address "$n")" gateway "$(host_address)" cgroup "$(cgroup "$n")" \
+      programs "$bin" functions "$vm_functions" gpus "$vm_gpus"
+    for other in $(seq 9); do
+      [ "$other" = "$n" ] || echo "pod_routes+=('$(pod_network "$other") via $(node_address "$other")')"
+    done
+  } >"$share/settings"
+}
+
+vm_link() {
+  ip tuntap add dev "$(link "$1")" mode tap
+  ip link set "$(link "$1")" mtu 9000 master "$(bridge)" up
+  ip route replace "$(pod_network "$1")" via "$(node_address "$1")" dev "$(bridge)"
+}
+
+# vm_machine N FOLDER: QEMU's arguments, one word each.
+vm_machine() {
+  local n=$1 folder=$2 numa half=$((vm_cpus / 2)) files="-fsdev local,security_model=none,multidevs=remap"
+  echo "-accel tcg,thread=multi -cpu max,la57=off,pku=off -M q35 -nodefaults -display none -no-reboot -no-user-config"
+  echo "-smp $vm_cpus,sockets=2,cores=$half -m $vm_memory_mib -serial file:$folder/console"
+  echo "-kernel $vm_cache/vmlinuz -initrd $vm_cache/initrd.gz -device virtio-rng-pci"
+  echo "$files,id=root,path=/,readonly=on -device virtio-9p-pci,fsdev=root,mount_tag=root"
+  echo "$files,id=share,path=$folder/share -device virtio-9p-pci,fsdev=share,mount_tag=share"
+  echo "-netdev tap,id=rig,ifname=$(link "$n"),script=no,downscript=no"
+  echo "-device virtio-net-pci,bus=pcie.0,netdev=rig,host_mtu=9000,mac=52:54:00:77:$(printf %02x "$(number)"):0$n"
+  for numa in 0 1; do
+    echo "-object memory-backend-ram,id=memory$numa,size=$((vm_memory_mib / 2))M"
+    echo "-numa node,nodeid=$numa,cpus=$((numa * half))-$((numa * half + half - 1)),memdev=memory$numa"
+    # Buses 0x10 and 0x40: the virtual functions are 0000:11:10.0 and on, and 0000:41:10.0 and on.
+    echo "-device pxb-pcie,id=root$numa,bus_nr=$((16 + 48 * numa)),bus=pcie.0,numa_node=$numa"
+    echo "-device pcie-root-port,id=port$numa,bus=root$numa,chassis=$((numa + 1)),slot=$((numa + 1))"
+    echo "-netdev hubport,hubid=0,id=fabric$numa -device igb,bus=port$numa,netdev=fabric$numa,mac=52:54:00:00:0$numa:01"
+  done
+}
