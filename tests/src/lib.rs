@@ -4,5 +4,6 @@
 
 pub mod dataset;
 pub mod job;
+pub mod kube;
 pub mod leftovers;
 pub mod program;

@@ -137,10 +137,15 @@ pub fn cannot_run(reason: &str) {
 
 /// Waits within [`RUN_LIMIT`]; a process over it is killed and the story fails.
 pub fn wait(child: std::process::Child) -> Output {
+    wait_within(child, RUN_LIMIT)
+}
+
+/// Waits no longer than this; a process over it is killed and the story fails.
+pub fn wait_within(child: std::process::Child, limit: Duration) -> Output {
     let pid = child.id();
     let (send, receive) = std::sync::mpsc::channel();
     let thread = std::thread::spawn(move || send.send(child.wait_with_output()));
-    let output = receive.recv_timeout(RUN_LIMIT);
+    let output = receive.recv_timeout(limit);
     if output.is_err() {
         let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
@@ -180,6 +185,18 @@ impl Finished {
             self.code, expected,
             "exit code of {}\n--- stdout\n{}\n--- stderr\n{}",
             self.command, self.stdout, self.stderr
+        );
+        self
+    }
+
+    /// Checks that standard output contains this.
+    pub fn prints(self, text: &str) -> Self {
+        assert!(
+            self.stdout.contains(text),
+            "{} does not print {text:?}\n--- stdout\n{}\n--- stderr\n{}",
+            self.command,
+            self.stdout,
+            self.stderr
         );
         self
     }

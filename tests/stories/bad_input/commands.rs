@@ -2,7 +2,9 @@
 
 use tests::dataset;
 
-use super::{CANNOT_CREATE, Case, JOB_FAILED, NOT_FOUND, UNAVAILABLE, USAGE, file, indexed, strings};
+use super::{
+    CANNOT_CREATE, Case, INVALID_JOB, JOB_FAILED, NOT_FOUND, UNAVAILABLE, USAGE, file, indexed, strings,
+};
 
 pub(super) const FLAGS: &[Case] = &[
     Case {
@@ -180,10 +182,16 @@ pub(super) const PROGRAMS: &[Case] = &[
         says: &["rdma"],
     },
     Case {
-        name: "Kubernetes that this build has not",
+        name: "a job for a cluster that names no image",
         prepare: |_| strings(&["job", "submit", "--on", "kubernetes", "--workers", "1", "--", "true"]),
-        code: UNAVAILABLE,
-        says: &["kubernetes"],
+        code: INVALID_JOB,
+        says: &["spec.pod.image"],
+    },
+    Case {
+        name: "a cluster that nothing tells of",
+        prepare: |_| strings(&["job", "list", "--on", "kubernetes", "--kubeconfig", "absent"]),
+        code: NOT_FOUND,
+        says: &["absent", "hint:"],
     },
 ];
 
