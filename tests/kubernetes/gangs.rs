@@ -65,7 +65,7 @@ fn compete() {
         }
     }
     looker.training.space.assert_empty();
-    one_node_arrives(&rig, &mut looker.training);
+    one_node_arrives(&rig, &looker.training);
 }
 
 /// What is seen of the gangs, look by look.
@@ -154,12 +154,12 @@ fn check_waiting(training: &Training<'_>, placed: &BTreeSet<String>) {
 
 /// A gang that lacks one node starts when it comes: soon, with nobody looking again by a clock.
 #[expect(clippy::print_stderr, reason = "the measured time is a result of the story")]
-fn one_node_arrives(rig: &Rig, training: &mut Training<'_>) {
+fn one_node_arrives(rig: &Rig, training: &Training<'_>) {
     training.care();
     training.space.apply(&gang("late", NODES + 1).to_string());
     training.until("late", |status| status["reasons"].as_array().filter(|all| !all.is_empty()).map(|_| ()));
     assert_eq!(training.pods("late"), Vec::<Value>::new(), "nothing of it is made before it fits");
-    let mut ungated =
+    let ungated =
         Watch::start(rig, training, r#"{.metadata.name}{" "}{.spec.schedulingGates[*].name}{"\n"}"#, "pods");
     let began = now();
     rig.create(&[node(NODES)]);
@@ -201,7 +201,7 @@ impl Watch {
         Self { child, lines }
     }
 
-    fn line(&mut self, limit: Duration) -> String {
+    fn line(&self, limit: Duration) -> String {
         self.lines.recv_timeout(limit).expect("something changes within the limit")
     }
 }
