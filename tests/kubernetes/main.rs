@@ -15,9 +15,10 @@ mod locality;
 mod objects;
 mod planted;
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::Arguments;
 use tests::kube::TearDown;
 use tests::program::cannot_run;
+use tests::story::{Story, trials};
 
 fn main() -> std::process::ExitCode {
     #[expect(clippy::disallowed_methods, reason = "the switch of a suite that needs root")]
@@ -41,17 +42,6 @@ fn main() -> std::process::ExitCode {
         locality::STORIES,
         objects::STORIES,
     ];
-    let stories: Vec<Trial> = stories.concat().into_iter().map(trial).collect();
     let _tear_down = TearDown;
-    libtest_mimic::run(&arguments, stories).exit_code()
-}
-
-/// A story's name and what it does.
-type Story = (&'static str, fn());
-
-fn trial((name, story): Story) -> Trial {
-    Trial::test(name, move || {
-        story();
-        Ok(())
-    })
+    libtest_mimic::run(&arguments, trials(stories)).exit_code()
 }

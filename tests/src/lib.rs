@@ -7,3 +7,4 @@ pub mod job;
 pub mod kube;
 pub mod leftovers;
 pub mod program;
+pub mod story;

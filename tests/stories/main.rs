@@ -14,7 +14,8 @@ mod ranks;
 mod shell;
 mod train;
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::Arguments;
+use tests::story::{Story, trials};
 
 fn main() -> std::process::ExitCode {
     let mut arguments = Arguments::from_args();
@@ -30,16 +31,5 @@ fn main() -> std::process::ExitCode {
         ranks::STORIES,
         bad_input::STORIES,
     ];
-    let stories: Vec<Trial> = stories.concat().into_iter().map(trial).collect();
-    libtest_mimic::run(&arguments, stories).exit_code()
-}
-
-/// A story's name and what it does.
-type Story = (&'static str, fn());
-
-fn trial((name, story): Story) -> Trial {
-    Trial::test(name, move || {
-        story();
-        Ok(())
-    })
+    libtest_mimic::run(&arguments, trials(stories)).exit_code()
 }

@@ -152,7 +152,11 @@ fn assignment(generation: u64) -> Assignment {
 }
 
 fn exit_of(rank: u32, status: ExitStatus) -> Event {
-    let (generation, stopped_by_us, log_start) = (Generation(1), false, 0);
+    exit_in(Generation(1), rank, status)
+}
+
+fn exit_in(generation: Generation, rank: u32, status: ExitStatus) -> Event {
+    let (stopped_by_us, log_start) = (false, 0);
     Event::Exited(RankExit {
         generation,
         rank: Rank(rank),

@@ -73,15 +73,7 @@ impl World {
             }
             Chance::Exit(rank) => {
                 self.live?;
-                let (status, stopped_by_us, log_start) = (BAD, false, 0);
-                Event::Exited(RankExit {
-                    generation,
-                    rank: Rank(rank),
-                    status,
-                    stopped_by_us,
-                    log_start,
-                    container: Container::Ours,
-                })
+                exit_in(generation, rank, BAD)
             }
             Chance::Session(0) => Event::Lost { silent: Duration::ZERO },
             Chance::Session(1) => {
