@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use worker::host::sysfs::ranges;
 use worker::rendezvous::message::ExitStatus;
 
 use super::{as_f64, bytes, seconds, table};
@@ -324,25 +325,6 @@ fn worker_row(worker: &PlannedWorker) -> Vec<String> {
         or_dash(ranges(&worker.gpus)),
         format!("{} chunks, {}", worker.chunks_owned, bytes(worker.bytes_owned)),
     ]
-}
-
-/// `0-3,8`: ascending numbers, runs joined.
-fn ranges(numbers: &[u32]) -> String {
-    let mut text = String::new();
-    let mut rest = numbers;
-    while let Some(&first) = rest.first() {
-        let run = (first..).zip(rest).take_while(|(expected, number)| expected == *number).count();
-        let last = rest[run - 1];
-        if !text.is_empty() {
-            text.push(',');
-        }
-        write!(text, "{first}").ok();
-        if run > 1 {
-            write!(text, "-{last}").ok();
-        }
-        rest = &rest[run..];
-    }
-    text
 }
 
 #[cfg(test)]

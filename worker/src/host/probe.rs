@@ -198,9 +198,9 @@ pub fn table(probe: &Probe) -> String {
         let _ = writeln!(text, "{kind:<11} {what}");
     };
     let on = |node: Option<u32>| node.map_or_else(|| "node ?".to_owned(), |node| format!("node {node}"));
-    let list = |nodes: &BTreeSet<u32>| ranges(&nodes.iter().copied().collect::<Vec<_>>());
+    let list = |nodes: &BTreeSet<u32>| shown(&nodes.iter().copied().collect::<Vec<_>>());
     let granted = |granted: bool| if granted { ", granted" } else { "" };
-    line("CPUs", format!("{} (node {})", ranges(&probe.cpus), list(&probe.cpu_nodes)));
+    line("CPUs", format!("{} (node {})", shown(&probe.cpus), list(&probe.cpu_nodes)));
     line("memory", format!("node {}, policy {}", list(&probe.memory_nodes), probe.memory_policy));
     for HugePages { node, size_kib, total, free } in &probe.huge_pages {
         line("huge pages", format!("node {node}: {free} of {total} free, {size_kib} KiB each"));
@@ -234,20 +234,9 @@ pub fn table(probe: &Probe) -> String {
     text
 }
 
-/// Numbers as the kernel writes lists of CPUs: `0-3,8`.
-fn ranges(numbers: &[u32]) -> String {
-    let mut runs: Vec<(u32, u32)> = Vec::new();
-    for number in numbers {
-        match runs.last_mut() {
-            Some((_, last)) if last.checked_add(1) == Some(*number) => *last = *number,
-            _ => runs.push((*number, *number)),
-        }
-    }
-    let text = |(first, last): &(u32, u32)| {
-        if first == last { first.to_string() } else { format!("{first}-{last}") }
-    };
-    let text = runs.iter().map(text).collect::<Vec<_>>().join(",");
-    if text.is_empty() { "?".to_owned() } else { text }
+/// `?` where there are none.
+fn shown(numbers: &[u32]) -> String {
+    if numbers.is_empty() { "?".to_owned() } else { sysfs::ranges(numbers) }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! is placed badly but can be used.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
@@ -39,6 +40,26 @@ pub fn cpu_list(text: &str) -> Option<Vec<u32>> {
         cpus.extend(first..=last);
     }
     Some(cpus)
+}
+
+/// Ascending numbers as such a list, `0-3,8`: what [`cpu_list`] reads back.
+#[must_use]
+pub fn ranges(numbers: &[u32]) -> String {
+    let mut text = String::new();
+    let mut rest = numbers;
+    while let Some(&first) = rest.first() {
+        let run = (first..).zip(rest).take_while(|(expected, number)| expected == *number).count();
+        let last = rest[run - 1];
+        if !text.is_empty() {
+            text.push(',');
+        }
+        write!(text, "{first}").ok();
+        if run > 1 {
+            write!(text, "-{last}").ok();
+        }
+        rest = &rest[run..];
+    }
+    text
 }
 
 /// Nodes that have CPUs; memory-only nodes have none and are left out.

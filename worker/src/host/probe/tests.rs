@@ -143,6 +143,6 @@ proptest! {
     #[test]
     fn ranges_are_read_back_as_they_were(numbers in proptest::collection::btree_set(0_u32..500, 1..60)) {
         let numbers: Vec<u32> = numbers.into_iter().collect();
-        prop_assert_eq!(sysfs::cpu_list(&ranges(&numbers)), Some(numbers));
+        prop_assert_eq!(sysfs::cpu_list(&sysfs::ranges(&numbers)), Some(numbers));
     }
 }
