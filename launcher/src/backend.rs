@@ -15,10 +15,11 @@ use serde::{Deserialize, Serialize};
 use worker::rendezvous::message::{CauseKind, ExitStatus};
 use worker::units::{Generation, Rank, Step, WorkerId};
 
-mod clock;
+pub(crate) mod clock;
 pub mod kubernetes;
 pub mod local;
 pub mod numbers;
+mod terms;
 
 /// Progress events that may wait for a slow terminal; a backend drops [`ProgressEvent::Progress`] beyond it and
 /// never anything else.

@@ -142,6 +142,14 @@ pub struct Workers {
     pub spares: u32,
 }
 
+impl Workers {
+    /// Workers with ranks and spares.
+    #[must_use]
+    pub fn total(&self) -> u32 {
+        self.count.get().saturating_add(self.spares)
+    }
+}
+
 /// The program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -92,7 +92,7 @@ impl Request {
     /// What all workers of `job` ask for.
     #[must_use]
     pub fn of(job: &Job) -> Self {
-        let total = job.workers.count.get().saturating_add(job.workers.spares);
+        let total = job.workers.total();
         let exclude = job.placement.exclude.iter();
         let devices = job.pod.devices.clone().unwrap_or_default();
         Self {
@@ -163,6 +163,13 @@ pub struct Unplaceable {
     pub reasons: Vec<String>,
     /// The job would not fit if nothing else ran: no wait helps, only another cluster or another job.
     pub never: bool,
+}
+
+impl Unplaceable {
+    /// All of it for people: what cannot be done, then the reasons, one line each.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        std::iter::once(format!("cannot {self}")).chain(self.reasons.iter().cloned())
+    }
 }
 
 /// Places all of them or none. The same cluster and request give the same answer, in whatever order the hosts are listed.

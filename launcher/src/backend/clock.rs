@@ -15,6 +15,6 @@ pub(super) fn since_unix_epoch() -> Duration {
 
 /// A clock that never jumps back.
 #[expect(clippy::disallowed_methods, reason = "a shell: it owns the clock")]
-pub(super) fn clock() -> Instant {
+pub(crate) fn clock() -> Instant {
     Instant::now()
 }

@@ -3,7 +3,7 @@
 use super::{
     ADMISSION_POLICY, CLOSE, CONTROLLER, EVERY, Finding, NAMESPACE, RENDEZVOUS, Report, Severity, Source, crd,
 };
-use crate::backend::kubernetes::names::{GROUP, VERSION};
+use crate::backend::kubernetes::names::api_version;
 
 /// Before this minor version of Kubernetes 1, init containers that stay (sidecars) are unknown or off.
 const SIDECARS_MINOR: u32 = 29;
@@ -48,12 +48,12 @@ fn version(report: &Report, findings: &mut Vec<Finding>) {
 }
 
 fn kind(report: &Report, findings: &mut Vec<Finding>) {
-    if !report.served.contains(&format!("{GROUP}/{VERSION}")) {
+    if !report.served.contains(&api_version()) {
         findings.push(Finding::new(
             "kind-missing",
             Severity::Error,
             EVERY,
-            format!("the API server does not know TrainingJob ({GROUP}/{VERSION})"),
+            format!("the API server does not know TrainingJob ({})", api_version()),
             "there is nothing to submit a job as",
             "install Slipway: kubectl apply -k deploy/kustomize/base, or the Helm chart",
         ));

@@ -13,6 +13,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ObjectMeta, PostParams};
 use tokio::sync::watch;
 
+use crate::backend::clock::clock;
+
 /// How long a record may stand unchanged before somebody else takes it.
 const LEASE: Duration = Duration::from_secs(15);
 /// A holder that has not renewed for this long stops: earlier than anybody may take over.
@@ -169,11 +171,6 @@ async fn round(
         Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => Ok(()),
         Err(error) => Err(error),
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a shell: it owns the clock")]
-fn clock() -> Instant {
-    Instant::now()
 }
 
 #[cfg(test)]

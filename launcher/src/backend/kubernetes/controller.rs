@@ -119,7 +119,7 @@ impl Controller {
             server,
             metrics,
             child_kind: options.child,
-            child: render::child_kind(options.child),
+            child: api::kind_of(options.child.api_version(), options.child.kind()),
             options,
         };
         let (trainings, pods): (Api<TrainingJob>, Api<Pod>) = match &context.options.namespace {

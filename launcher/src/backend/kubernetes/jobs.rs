@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, ResourceExt};
@@ -19,6 +19,7 @@ use super::client::refused;
 use super::crd::status::Status;
 use super::names;
 use super::resource::TrainingJob;
+use super::sources::list;
 use crate::backend::{
     CancelOptions, JobStatus, Phase, Progress, ProgressEvent, RankStatus, ResumeOptions, SubmitOptions,
 };
@@ -26,8 +27,6 @@ use crate::error::{ExitCode, Failure};
 
 /// How long a cancelled job may take to end, beyond its own grace: then `cancel` says so.
 const CANCEL_MAX: Duration = Duration::from_secs(120);
-/// Jobs that are listed at a time.
-const LIST_MAX: u32 = 500;
 
 /// One namespace of a cluster.
 #[derive(Clone)]
@@ -77,8 +76,7 @@ impl Jobs {
         waits: bool,
         events: mpsc::Sender<ProgressEvent>,
     ) -> Result<JobStatus, Failure> {
-        let object: TrainingJob = serde_json::from_value(document.clone())
-            .map_err(|error| Failure::new(ExitCode::Internal, "failed to write the job").because(&error))?;
+        let object = object(document)?;
         let params = PostParams { field_manager: Some("launcher".to_owned()), ..PostParams::default() };
         let name = object.name_any();
         let created = self.api().create(&params, &object).await;
@@ -96,8 +94,7 @@ impl Jobs {
     /// # Errors
     /// When it would be refused.
     pub async fn try_create(&self, document: &Value) -> Result<(), Failure> {
-        let object: TrainingJob = serde_json::from_value(document.clone())
-            .map_err(|error| Failure::new(ExitCode::Internal, "failed to write the job").because(&error))?;
+        let object = object(document)?;
         let params = PostParams { dry_run: true, ..PostParams::default() };
         let tried = self.api().create(&params, &object).await;
         tried.map(|_| ()).map_err(|error| refused("create the job (as a trial)", &error))
@@ -108,16 +105,9 @@ impl Jobs {
     /// # Errors
     /// When they cannot be listed.
     pub async fn list(&self) -> Result<Vec<JobStatus>, Failure> {
-        let mut jobs = Vec::new();
-        let mut params = ListParams::default().limit(LIST_MAX);
-        loop {
-            let page = self.api().list(&params).await.map_err(|error| refused("list the jobs", &error))?;
-            jobs.extend(page.items.iter().map(|job| JobStatus { rank_status: Vec::new(), ..shown(job) }));
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => params = params.continue_token(&token),
-                None => break,
-            }
-        }
+        let found = list(&self.api()).await.map_err(|error| refused("list the jobs", &error))?;
+        let mut jobs: Vec<JobStatus> =
+            found.iter().map(|job| JobStatus { rank_status: Vec::new(), ..shown(job) }).collect();
         jobs.sort_by(|a, b| (b.created_unix_ms, &b.id).cmp(&(a.created_unix_ms, &a.id)));
         Ok(jobs)
     }
@@ -312,6 +302,11 @@ impl Jobs {
             Err(error) => refused.hint(format!("it could not be taken back, so it waits: {error}")),
         }
     }
+}
+
+fn object(document: &Value) -> Result<TrainingJob, Failure> {
+    serde_json::from_value(document.clone())
+        .map_err(|error| Failure::new(ExitCode::Internal, "failed to write the job").because(&error))
 }
 
 fn gone(job: &str) -> Failure {

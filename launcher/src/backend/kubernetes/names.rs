@@ -1,6 +1,8 @@
 //! Names that outlive a process: the API group, labels, annotations, gates, and what each object of a job is called
 //! (pure). Whoever renders, watches or cleans up takes them from here.
 
+use serde_json::{Value, json};
+
 /// The API group.
 pub const GROUP: &str = "slipway.dev";
 /// The version of our kind.
@@ -47,6 +49,25 @@ pub const IDENTITY_FOLDER: &str = "/slipway-identity";
 pub const USER_DEFAULT: u32 = 65_532;
 /// Workers whose identities fit one Secret of 1 MiB, at less than 500 bytes each.
 pub const IDENTITIES_PER_SECRET: u32 = 2048;
+
+/// The `apiVersion` of our kind.
+#[must_use]
+pub fn api_version() -> String {
+    format!("{GROUP}/{VERSION}")
+}
+
+/// The reference to a `TrainingJob` as the one controller of an object, which goes when that goes.
+#[must_use]
+pub fn owner(job: &str, uid: &str) -> Value {
+    json!({
+        "apiVersion": api_version(),
+        "kind": KIND,
+        "name": job,
+        "uid": uid,
+        "controller": true,
+        "blockOwnerDeletion": true,
+    })
+}
 
 /// The Secret with the seed of a job's certificates; only the controller reads it.
 #[must_use]

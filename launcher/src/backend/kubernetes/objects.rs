@@ -123,7 +123,7 @@ impl Render<'_> {
     /// Workers with ranks and spares: one pod each.
     #[must_use]
     pub fn pods(&self) -> u32 {
-        self.job.workers.count.get().saturating_add(self.job.workers.spares)
+        self.job.workers.total()
     }
 
     /// What says that an object belongs to this job and no other, also to none of the same name before it.
@@ -156,15 +156,19 @@ impl Render<'_> {
     /// The reference to the `TrainingJob` as the one controller of an object.
     #[must_use]
     pub fn owner(&self) -> Value {
-        json!({
-            "apiVersion": format!("{}/{}", names::GROUP, names::VERSION),
-            "kind": names::KIND,
-            "name": self.job.name,
-            "uid": self.uid,
-            "controller": true,
-            "blockOwnerDeletion": true,
-        })
+        names::owner(&self.job.name, self.uid)
     }
+}
+
+/// What the pods need before their child makes them, without what is secret.
+///
+/// # Errors
+/// When one of them cannot be rendered.
+pub fn needed(render: &Render<'_>) -> Result<Vec<Value>, RenderError> {
+    let mut all = vec![config_map(render)?, network_policy(render)];
+    all.extend(headless_service(render));
+    all.extend(claim_template(render)?);
+    Ok(all)
 }
 
 #[cfg(test)]

@@ -38,10 +38,7 @@ impl Preview {
     /// Why it would wait, one line each; empty when it would start.
     #[must_use]
     pub fn reasons(&self) -> Vec<String> {
-        let refusal = self.refusal.iter();
-        refusal
-            .flat_map(|refusal| std::iter::once(format!("cannot {refusal}")).chain(refusal.reasons.clone()))
-            .collect()
+        self.refusal.iter().flat_map(Unplaceable::lines).collect()
     }
 
     /// The plan for people.
@@ -162,10 +159,7 @@ fn render(
         devices: chosen.as_devices(),
     };
     let failed = |error: objects::RenderError| Failure::from_error(ExitCode::Unavailable, &error);
-    let mut all = vec![objects::config_map(&render).map_err(failed)?];
-    all.push(objects::network_policy(&render));
-    all.extend(objects::headless_service(&render));
-    all.extend(objects::claim_template(&render).map_err(failed)?);
+    let mut all = objects::needed(&render).map_err(failed)?;
     all.push(objects::child(&render).map_err(failed)?);
     Ok(all)
 }

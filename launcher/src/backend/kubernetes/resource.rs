@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::crd::status::Status;
-use super::names::{GROUP, KIND, PLURAL, VERSION};
+use super::names::{GROUP, KIND, PLURAL, VERSION, api_version};
 use crate::job::faults::{Faults, Place};
 use crate::job::source::Node;
 use crate::job::{self, Job};
@@ -41,7 +41,7 @@ impl Serialize for TrainingJob {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let fields = 4 + usize::from(self.status.is_some());
         let mut object = serializer.serialize_struct(KIND, fields)?;
-        object.serialize_field("apiVersion", &format!("{GROUP}/{VERSION}"))?;
+        object.serialize_field("apiVersion", &api_version())?;
         object.serialize_field("kind", KIND)?;
         object.serialize_field("metadata", &self.metadata)?;
         object.serialize_field("spec", &self.spec)?;
@@ -99,7 +99,7 @@ pub fn job(object: &TrainingJob) -> Result<Job, Faults> {
         .map(|(key, value)| (key.clone(), value.as_str().into()))
         .collect();
     let document = json!({
-        "apiVersion": format!("{GROUP}/{VERSION}"),
+        "apiVersion": api_version(),
         "kind": KIND,
         "metadata": { "name": name, "labels": labels },
         "spec": object.spec,

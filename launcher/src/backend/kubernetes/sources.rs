@@ -123,7 +123,8 @@ fn value(object: DynamicObject) -> Option<Arc<Value>> {
     serde_json::to_value(object).ok().map(Arc::new)
 }
 
-async fn list<K>(api: &Api<K>) -> Result<Vec<K>, Error>
+/// All objects, a page at a time.
+pub(super) async fn list<K>(api: &Api<K>) -> Result<Vec<K>, Error>
 where
     K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
 {

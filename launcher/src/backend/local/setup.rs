@@ -6,20 +6,17 @@ use std::num::NonZeroU64;
 
 use datapath::dataset::manifest;
 use datapath::transport::quic::tls::{Identity, fingerprint};
-use worker::config::{self, DataConfig, ManifestFile, RunConfig, WorkerConfig};
+use worker::config::{ManifestFile, WorkerConfig};
 use worker::units::{Generation, WorkerId};
 
 use super::folder::{Folder, replace};
 use super::prepare::Prepared;
+use crate::backend::terms;
 use crate::error::{ExitCode, Failure};
 use crate::job::Job;
-use crate::job::spec::Framework;
 use crate::placement::Placement;
 use crate::rendezvous::authority::launcher_name;
-use crate::rendezvous::group::{GroupConfig, Memory, RestartPolicy, Timing};
-
-/// Batches in flight per rank: one is trained on, one is ready, two are on their way.
-const SLOTS: u32 = 4;
+use crate::rendezvous::group::{GroupConfig, Memory, Timing};
 
 /// Everything a controller begins with.
 #[derive(Debug)]
@@ -66,7 +63,7 @@ impl Setup {
     }
 
     pub(super) fn worker_count(&self) -> u32 {
-        self.job.workers.count.get().saturating_add(self.job.workers.spares)
+        self.job.workers.total()
     }
 
     /// Steps of the whole job.
@@ -76,20 +73,12 @@ impl Setup {
     }
 
     pub(super) fn group_config(&self) -> GroupConfig {
-        let restarts = &self.job.restarts;
-        let hex = |identity: &Identity| {
-            fingerprint(&identity.cert_der).iter().map(|byte| format!("{byte:02x}")).collect()
-        };
+        let prints: Vec<(WorkerId, [u8; 32])> =
+            self.identities.iter().map(|(worker, own)| (*worker, fingerprint(&own.cert_der))).collect();
+        let prints = prints.iter().map(|(worker, print)| (*worker, print));
         GroupConfig {
-            workers: self.job.workers.count.get(),
-            min_workers: self.job.workers.min.get(),
-            spares: self.job.workers.spares,
-            ranks_per_worker: self.job.run.ranks_per_worker.get(),
             steps_per_epoch: self.steps_per_epoch,
-            finds_workers: false,
-            restarts: RestartPolicy { max: restarts.max, window: restarts.window, backoff: restarts.backoff },
-            timing: Timing::default(),
-            fingerprints: self.identities.iter().map(|(worker, identity)| (*worker, hex(identity))).collect(),
+            ..terms::group(&self.job, Timing::default(), prints)
         }
     }
 
@@ -111,45 +100,21 @@ impl Setup {
             launcher_name: launcher_name(&self.uid),
             bind: Ipv4Addr::LOCALHOST.into(),
             identity: self.identities.get(&worker)?.clone(),
-            run: RunConfig {
-                command: job.run.command.clone(),
-                env: job.run.env.clone(),
-                workdir: job.run.workdir.clone(),
-                ranks_per_worker: job.run.ranks_per_worker.get(),
-                framework: framework(job.run.framework),
-            },
+            run: terms::run(job),
             cpus: place.cpus.clone(),
-            data: job.data.as_ref().map(|data| DataConfig {
-                source: data.source.clone(),
-                manifest: Some(ManifestFile {
-                    path: folder.manifest(),
-                    digest: self.manifest_digest.clone(),
-                }),
-                order: data.order,
-                epochs: data.epochs.get(),
-                transport: data.transport,
-                slots: SLOTS,
-                cache_bytes: self.cache_bytes,
-                record: None,
+            data: job.data.as_ref().map(|data| {
+                let manifest = ManifestFile { path: folder.manifest(), digest: self.manifest_digest.clone() };
+                terms::data(data, Some(manifest), self.cache_bytes)
             }),
             log_folder: folder.logs(),
             checkpoint_folder: folder.checkpoints(),
             python_folder: folder.python(),
-            hang_ms: job.hang_timeout.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
+            hang_ms: terms::hang_ms(job),
         })
     }
 
     /// Whether an earlier controller has begun.
     pub(super) fn is_resumed(&self) -> bool {
         self.memory.generation > Generation(0)
-    }
-}
-
-/// What the ranks are told; a job that joins with MPI is refused before it comes here.
-fn framework(framework: Framework) -> config::Framework {
-    match framework {
-        Framework::Torch => config::Framework::Torch,
-        Framework::Jax => config::Framework::Jax,
-        Framework::None | Framework::Mpi => config::Framework::None,
     }
 }

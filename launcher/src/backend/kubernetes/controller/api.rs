@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams,
     PostParams, Preconditions, PropagationPolicy,
@@ -41,6 +42,20 @@ pub struct Key {
     pub name: String,
     /// The uid.
     pub uid: String,
+}
+
+impl Key {
+    /// Whether an object is this job's: one of an earlier job of that name goes with its owner.
+    #[must_use]
+    pub fn has(&self, meta: &ObjectMeta) -> bool {
+        meta.labels.as_ref().and_then(|labels| labels.get(names::LABEL_UID)) == Some(&self.uid)
+    }
+
+    /// The reference to the job as the one controller of an object.
+    #[must_use]
+    pub fn owner(&self) -> Value {
+        names::owner(&self.name, &self.uid)
+    }
 }
 
 impl std::fmt::Display for Key {
@@ -310,8 +325,7 @@ impl Calls {
         let Some(map) = self.call(Purpose::Memory, api.get_opt(&name)).await? else {
             return Ok(Stored::default());
         };
-        // One of an earlier job of that name goes with its owner; it is not ours.
-        if map.metadata.labels.as_ref().and_then(|labels| labels.get(names::LABEL_UID)) != Some(&key.uid) {
+        if !key.has(&map.metadata) {
             return Ok(Stored::default());
         }
         let data = map.data.unwrap_or_default();
@@ -368,9 +382,7 @@ impl Calls {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &key.namespace);
         let name = names::authority_secret(&key.name);
         let Some(secret) = self.call(Purpose::Object, api.get_opt(&name)).await? else { return Ok(None) };
-        // One of an earlier job of that name goes with its owner; it is not ours.
-        let is_ours = secret.metadata.labels.as_ref().and_then(|labels| labels.get(names::LABEL_UID));
-        if is_ours.is_none_or(|uid| *uid != key.uid) {
+        if !key.has(&secret.metadata) {
             return Ok(None);
         }
         let bytes = secret.data.and_then(|mut data| data.remove(SEED_KEY));
@@ -385,7 +397,7 @@ impl Calls {
     /// When the API server refuses it or cannot be asked.
     pub async fn write_status(&self, key: &Key, status: &Status) -> Result<(), CallError> {
         let object = json!({
-            "apiVersion": format!("{}/{}", names::GROUP, names::VERSION),
+            "apiVersion": names::api_version(),
             "kind": names::KIND,
             "metadata": {"name": key.name, "uid": key.uid},
             "status": status,
@@ -442,8 +454,12 @@ fn absent_is_fine(result: Result<(), CallError>) -> Result<(), CallError> {
 }
 
 fn kind_and_name(object: &Value) -> Option<(GroupVersionKind, String)> {
-    let version = object["apiVersion"].as_str()?;
-    let (group, version) = version.split_once('/').unwrap_or(("", version));
-    let kind = GroupVersionKind::gvk(group, version, object["kind"].as_str()?);
+    let kind = kind_of(object["apiVersion"].as_str()?, object["kind"].as_str()?);
     Some((kind, object["metadata"]["name"].as_str()?.to_owned()))
+}
+
+/// A kind by the `apiVersion` of its objects: the core's kinds have no group.
+pub(super) fn kind_of(api_version: &str, kind: &str) -> GroupVersionKind {
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    GroupVersionKind::gvk(group, version, kind)
 }

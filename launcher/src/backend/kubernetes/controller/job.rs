@@ -15,7 +15,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
@@ -246,7 +245,7 @@ impl Actor {
             self.advance().await;
         }
         tracing::info!(job = %self.key, lost = self.is_lost, "a job is not looked after any more");
-        self.context.planner.tell(planner::Wish::Release { key: self.key.clone(), workers: None }).await;
+        self.context.planner.tell(self.release_all()).await;
     }
 
     /// Takes in what else has happened by now.
@@ -348,10 +347,7 @@ impl Actor {
                 let stored = calls.memory(&key).await?;
                 let seed = calls.seed(&key).await?;
                 let found = calls.find(&child, &key.namespace, &names::child(&key.name)).await?;
-                let is_ours =
-                    |labels: &BTreeMap<String, String>| labels.get(names::LABEL_UID) == Some(&key.uid);
-                let has_child =
-                    found.is_some_and(|child| child.metadata.labels.as_ref().is_some_and(is_ours));
+                let has_child = found.is_some_and(|child| key.has(&child.metadata));
                 Ok(Box::new(Reading { stored, seed, has_child }))
             };
             Done::Found(read.await)
@@ -427,20 +423,12 @@ impl Actor {
         if self.job.is_none() {
             self.read_job();
         }
-        let Some(job) = &self.job else {
+        if self.job.is_none() {
             self.stage = Stage::Invalid;
             return;
-        };
-        let total = job.workers.count.get().saturating_add(job.workers.spares);
-        let memory = &self.stored.memory;
-        let found = Found {
-            outcome: memory.outcome.as_ref(),
-            is_to_resume: self.resumption() != self.stored.resumed,
-            has_child: self.has_child,
-            has_run: memory.generation.0 > 0,
-        };
-        let next = decide::next(self.wish(), found);
-        tracing::info!(job = %self.key, ?next, generation = %memory.generation, "a job is looked after");
+        }
+        let next = self.next();
+        tracing::info!(job = %self.key, ?next, generation = %self.stored.memory.generation, "a job is looked after");
         match next {
             Next::Rest => self.stage = Stage::Over { since: clock() },
             Next::Keep => self.stage = Stage::Held,
@@ -454,10 +442,21 @@ impl Actor {
                 self.plan.clear();
                 self.is_confirmed = false;
                 self.stage = Stage::Asking;
-                self.ask((0..total).map(WorkerId).collect());
+                self.ask(self.workers());
             }
             Next::Adopt => self.adopt(),
         }
+    }
+
+    fn next(&self) -> Next {
+        let memory = &self.stored.memory;
+        let found = Found {
+            outcome: memory.outcome.as_ref(),
+            is_to_resume: self.resumption() != self.stored.resumed,
+            has_child: self.has_child,
+            has_run: memory.generation.0 > 0,
+        };
+        decide::next(self.wish(), found)
     }
 
     fn clear(&mut self) {
@@ -482,17 +481,6 @@ impl Actor {
         };
         let context = Arc::clone(&self.context);
         self.tasks.spawn(async move { Done::Created(render::create(&context, order).await) });
-    }
-
-    fn owner(&self) -> Value {
-        serde_json::json!({
-            "apiVersion": format!("{}/{}", names::GROUP, names::VERSION),
-            "kind": names::KIND,
-            "name": self.key.name,
-            "uid": self.key.uid,
-            "controller": true,
-            "blockOwnerDeletion": true,
-        })
     }
 
     fn tick(&mut self) {
@@ -528,13 +516,7 @@ impl Actor {
         match &self.stage {
             Stage::Finding | Stage::Invalid | Stage::Creating | Stage::Leaving => {}
             Stage::Held | Stage::Over { .. } => {
-                let found = Found {
-                    outcome: self.stored.memory.outcome.as_ref(),
-                    is_to_resume: self.resumption() != self.stored.resumed,
-                    has_child: self.has_child,
-                    has_run: self.stored.memory.generation.0 > 0,
-                };
-                let next = decide::next(self.wish(), found);
+                let next = self.next();
                 let stays = match &self.stage {
                     Stage::Held => next == Next::Keep,
                     _ => next == Next::Rest,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use worker::units::WorkerId;
@@ -10,6 +10,7 @@ use worker::units::WorkerId;
 use super::api::Key;
 use super::ledger::{Answer, Holding, Ledger};
 use super::watch::Caches;
+use crate::backend::clock::clock;
 use crate::placement::Request;
 use crate::serve::metrics::Metrics;
 use crate::topology::kubernetes;
@@ -116,9 +117,4 @@ fn take(ledger: &mut Ledger, listeners: &mut BTreeMap<Key, mpsc::Sender<Answer>>
             ledger.release(&key, workers.as_ref());
         }
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a shell: it measures the solver")]
-fn clock() -> Instant {
-    Instant::now()
 }

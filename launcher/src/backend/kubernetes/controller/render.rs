@@ -8,7 +8,7 @@ use super::Context;
 use super::api::{CallError, Key};
 use super::devices::Chosen;
 use crate::backend::kubernetes::names;
-use crate::backend::kubernetes::objects::{self, ChildKind, Render, RenderError};
+use crate::backend::kubernetes::objects::{self, Render, RenderError};
 use crate::job::Job;
 use crate::rendezvous::authority::{Authority, AuthorityError, Seed};
 
@@ -59,9 +59,7 @@ pub(super) async fn create(context: &Context, order: Order) -> Result<Seed, Crea
     };
     // Whatever cannot be rendered is found before anything is made.
     let child = objects::child(&render)?;
-    let mut first = vec![objects::config_map(&render)?, objects::network_policy(&render)];
-    first.extend(objects::headless_service(&render));
-    first.extend(objects::claim_template(&render)?);
+    let mut first = objects::needed(&render)?;
     refuse_leftover(context, &key, &context.child, &names::child(&key.name)).await?;
     let seed = match seed {
         Some(seed) => seed,
@@ -113,13 +111,5 @@ async fn refuse_leftover(
     let found = context.calls.find(kind, &key.namespace, name).await;
     let found = found.map_err(|source| CreateError::Call { what: what(), source })?;
     let Some(found) = found else { return Ok(()) };
-    let owner = found.metadata.labels.as_ref().and_then(|labels| labels.get(names::LABEL_UID));
-    if owner == Some(&key.uid) { Ok(()) } else { Err(CreateError::Left { what: what() }) }
-}
-
-/// The kind of a child for the API.
-pub(super) fn child_kind(kind: ChildKind) -> GroupVersionKind {
-    let version = kind.api_version();
-    let (group, version) = version.split_once('/').unwrap_or(("", version));
-    GroupVersionKind::gvk(group, version, kind.kind())
+    if key.has(&found.metadata) { Ok(()) } else { Err(CreateError::Left { what: what() }) }
 }

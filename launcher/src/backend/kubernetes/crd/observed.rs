@@ -35,11 +35,7 @@ pub(super) fn schema() -> Value {
                     "bytesPerSecond": rate("Sample bytes a second."),
                 },
             })),
-            "reasons": described("Why it waits.", json!({
-                "type": "array",
-                "maxItems": REASONS_MAX,
-                "items": { "type": "string", "maxLength": TEXT_CHARS_MAX },
-            })),
+            "reasons": texts("Why it waits.", REASONS_MAX),
             "placement": placement(),
             "child": described("The object that makes the pods.", json!({
                 "type": "object",
@@ -70,6 +66,11 @@ fn time(description: &str) -> Value {
 
 fn text(description: &str) -> Value {
     described(description, json!({ "type": "string", "maxLength": TEXT_CHARS_MAX }))
+}
+
+fn texts(description: &str, max: usize) -> Value {
+    let item = json!({ "type": "string", "maxLength": TEXT_CHARS_MAX });
+    described(description, json!({ "type": "array", "maxItems": max, "items": item }))
 }
 
 /// Conditions as all of Kubernetes has them (`metav1.Condition`).
@@ -118,11 +119,7 @@ fn cause() -> Value {
                 })),
                 "message": text("What happened."),
                 "hint": text("What to do about it."),
-                "logTail": described("The end of the rank's log.", json!({
-                    "type": "array",
-                    "maxItems": LOG_LINES_MAX,
-                    "items": { "type": "string", "maxLength": TEXT_CHARS_MAX },
-                })),
+                "logTail": texts("The end of the rank's log.", LOG_LINES_MAX),
                 "seenUnixMs": count("When it was seen, in milliseconds since 1970."),
             },
         }),

@@ -3,21 +3,18 @@
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use worker::config::{self, DataConfig, PodJob, RecordConfig, RunConfig};
+use worker::config::PodJob;
 
 use super::resources::shares;
 use super::{Render, RenderError};
 use crate::backend::kubernetes::names::{SHARED_FOLDER, config_map as config_map_name};
-use crate::job::Data;
-use crate::job::spec::Framework;
+use crate::backend::terms;
 use crate::rendezvous::authority::launcher_name;
 
 /// The file in [`crate::backend::kubernetes::names::CONFIG_FOLDER`].
 const FILE: &str = "job.json";
 /// Bytes of it: a ConfigMap holds 1 MiB, keys and all.
 const FILE_BYTES_MAX: usize = (1 << 20) - 1024;
-/// Batches in flight per rank.
-const SLOTS: u32 = 4;
 /// Bytes of chunks that a worker holds where the job does not say how much memory its sidecar has.
 const CACHE_BYTES_DEFAULT: u64 = 1 << 30;
 /// The part of a sidecar's memory that is cache; the rest is rings and buffers.
@@ -50,43 +47,18 @@ pub fn pod_job(render: &Render<'_>) -> PodJob {
         job_uid: render.uid.to_owned(),
         launcher: render.launcher,
         launcher_name: launcher_name(render.uid),
-        run: RunConfig {
-            command: job.run.command.clone(),
-            env: job.run.env.clone(),
-            workdir: job.run.workdir.clone(),
-            ranks_per_worker: job.run.ranks_per_worker.get(),
-            framework: framework(job.run.framework),
-        },
-        data: job.data.as_ref().map(|data| data_config(render, data)),
+        run: terms::run(job),
+        data: job.data.as_ref().map(|data| terms::data(data, None, cache_bytes(render))),
         checkpoint_folder: checkpoints.unwrap_or_else(|| PathBuf::from(SHARED_FOLDER).join("checkpoints")),
-        hang_ms: job.hang_timeout.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
+        hang_ms: terms::hang_ms(job),
     }
 }
 
-fn data_config(render: &Render<'_>, data: &Data) -> DataConfig {
+/// Bytes of chunks that a worker holds.
+fn cache_bytes(render: &Render<'_>) -> u64 {
     let sidecar = shares(render.job).sidecar;
-    DataConfig {
-        source: data.source.clone(),
-        manifest: None,
-        order: data.order,
-        epochs: data.epochs.get(),
-        transport: data.transport,
-        slots: SLOTS,
-        cache_bytes: match sidecar.memory_limited {
-            true => sidecar.memory_bytes / CACHE_PART,
-            false => CACHE_BYTES_DEFAULT,
-        },
-        record: data
-            .record
-            .map(|record| RecordConfig { dtype: record.dtype.into(), items: record.items.get() }),
-    }
-}
-
-/// What the ranks are told; a job that joins with MPI is refused before it comes here.
-fn framework(framework: Framework) -> config::Framework {
-    match framework {
-        Framework::Torch => config::Framework::Torch,
-        Framework::Jax => config::Framework::Jax,
-        Framework::None | Framework::Mpi => config::Framework::None,
+    match sidecar.memory_limited {
+        true => sidecar.memory_bytes / CACHE_PART,
+        false => CACHE_BYTES_DEFAULT,
     }
 }

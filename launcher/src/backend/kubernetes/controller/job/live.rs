@@ -10,17 +10,17 @@ use worker::units::{Generation, Incarnation, WorkerId};
 
 use super::places::Deletion;
 use super::{Actor, Done, Stage};
-use crate::backend::Phase;
 use crate::backend::clock::{clock, since_unix_epoch};
 use crate::backend::kubernetes::controller::api::CallError;
 use crate::backend::kubernetes::controller::decide::Wish;
 use crate::backend::kubernetes::controller::pods::{PodStage, PodView};
 use crate::backend::numbers::Meter;
+use crate::backend::terms;
 use crate::job::Job;
 use crate::job::spec::pod::NodeLost;
 use crate::rendezvous::authority::{Authority, AuthorityError};
 use crate::rendezvous::group::{
-    Action, Event, Group, GroupConfig, NO_PROCESS, Now, Outcome, Record, RecordId, RestartPolicy, Timing,
+    Action, Event, Group, GroupConfig, NO_PROCESS, Now, Outcome, Record, RecordId, Timing,
 };
 use crate::rendezvous::server::{self, Inbound, Outbound};
 
@@ -218,9 +218,8 @@ impl Actor {
         self.is_writing = true;
         self.unwritten = None;
         let (calls, key, owner, stored) =
-            (self.context.calls.clone(), self.key.clone(), self.owner(), self.stored.clone());
+            (self.context.calls.clone(), self.key.clone(), self.key.owner(), self.stored.clone());
         self.tasks.spawn(async move {
-            let mut stored = stored;
             loop {
                 let result = calls.write_memory(&key, &owner, &stored).await;
                 match &result {
@@ -240,7 +239,6 @@ impl Actor {
                     _ => return Done::Written { id, result },
                 }
                 tokio::time::sleep(WRITE_AGAIN).await;
-                stored.version = stored.version.take();
             }
         });
     }
@@ -302,7 +300,7 @@ impl Actor {
         let Stage::Live(live) = &mut self.stage else { return };
         let mut swept = Vec::new();
         let mut due = Vec::new();
-        let is_over = matches!(live.group.phase(), Phase::Succeeded | Phase::Failed | Phase::Cancelled);
+        let is_over = live.group.phase().is_over();
         live.sweeps.retain(|sweep| {
             let alive: Vec<&PodView> =
                 sweep.workers.iter().flat_map(|worker| self.roster.alive(*worker)).collect();
@@ -351,7 +349,7 @@ fn authority(
     job: &Job,
 ) -> Result<Authority, AuthorityError> {
     let mut authority = Authority::new(job_uid, seed)?;
-    let total = job.workers.count.get().saturating_add(job.workers.spares);
+    let total = job.workers.total();
     for worker in (0..total).map(WorkerId) {
         authority.worker(worker)?;
     }
@@ -359,20 +357,6 @@ fn authority(
 }
 
 fn config(job: &Job, authority: &Authority) -> GroupConfig {
-    let hex = |print: &[u8; 32]| print.iter().map(|byte| format!("{byte:02x}")).collect();
-    GroupConfig {
-        workers: job.workers.count.get(),
-        min_workers: job.workers.min.get(),
-        spares: job.workers.spares,
-        ranks_per_worker: job.run.ranks_per_worker.get(),
-        steps_per_epoch: None,
-        finds_workers: true,
-        restarts: RestartPolicy {
-            max: job.restarts.max,
-            window: job.restarts.window,
-            backoff: job.restarts.backoff,
-        },
-        timing: timing(),
-        fingerprints: authority.fingerprints().iter().map(|(print, worker)| (*worker, hex(print))).collect(),
-    }
+    let prints = authority.fingerprints().iter().map(|(print, worker)| (*worker, print));
+    GroupConfig { finds_workers: true, ..terms::group(job, timing(), prints) }
 }

@@ -123,8 +123,7 @@ impl Actor {
 
     /// All workers, spares included.
     pub(super) fn workers(&self) -> Vec<WorkerId> {
-        let total =
-            self.job.as_ref().map_or(0, |job| job.workers.count.get().saturating_add(job.workers.spares));
+        let total = self.job.as_ref().map_or(0, |job| job.workers.total());
         (0..total).map(WorkerId).collect()
     }
 

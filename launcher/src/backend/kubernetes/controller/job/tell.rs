@@ -254,9 +254,7 @@ impl Actor {
             Stage::Leaving => {}
         }
         if !status.phase.is_over() {
-            reasons.extend(self.teller.refusal.iter().flat_map(|refusal| {
-                std::iter::once(format!("cannot {refusal}")).chain(refusal.reasons.iter().cloned())
-            }));
+            reasons.extend(self.teller.refusal.iter().flat_map(Unplaceable::lines));
             for said in [&self.teller.waits_for, &self.teller.trouble] {
                 reasons.extend(Some(said).filter(|said| !said.is_empty()).cloned());
             }
