@@ -142,8 +142,7 @@ impl Machine {
                 self.link.lease = Duration::from_millis(lease_ms);
                 self.link.heartbeat = Duration::from_millis(heartbeat_ms.max(1));
                 self.link.welcomed = self.link.session;
-                self.say_again();
-                self.heartbeat(now);
+                self.say_again(now);
             }
             ToWorker::Refuse { reason } => self.end(Outcome::Refused { reason }, Duration::ZERO),
             ToWorker::Finish => self.end(Outcome::Finished, GRACE),
@@ -393,13 +392,13 @@ impl Machine {
     }
 
     /// Tells a launcher that may be new, or may have missed the end of the last session, how things stand.
-    fn say_again(&mut self) {
+    fn say_again(&mut self, now: Now) {
         let Some(session) = self.link.welcomed else { return };
         let Some(run) = &self.run else {
             if self.floor > Generation::default() {
                 self.send(Some(ToLauncher::Fenced { generation: self.floor }));
             }
-            return;
+            return self.heartbeat(now);
         };
         let generation = run.generation;
         let mut again = Vec::new();
@@ -411,6 +410,9 @@ impl Machine {
         self.actions.extend(again.into_iter().map(|message| Action::Send(session, message)));
         let progress = run.progress.unconfirmed().cloned();
         self.actions.extend(progress.map(|progress| Action::Heartbeat(session, generation, progress)));
+        // Before the ends of ranks: one that ended would else seem to have left its last steps to others.
+        self.heartbeat(now);
+        let Some(run) = &self.run else { return };
         self.actions.extend(run.exits.iter().filter_map(|(rank, exit)| {
             let Exit::Told { status, evidence } = exit else { return None };
             let (rank, status, evidence) = (*rank, *status, evidence.clone());

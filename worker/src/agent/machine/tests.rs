@@ -295,7 +295,7 @@ fn a_new_session_hears_what_the_old_one_may_have_missed() {
     assert_eq!(bench.on(Event::Connected(SessionId(2))), "", "not welcomed yet");
     assert_eq!(
         bench.on(welcome()),
-        "ready 1 0, store-open 1, started 1, trouble 1, heartbeat 1 [4:[1]], exited 1 5, heartbeat 1 [4:[2]]",
+        "ready 1 0, store-open 1, started 1, trouble 1, heartbeat 1 [4:[1]], heartbeat 1 [4:[2]], exited 1 5",
         "the first step was told a lease ago"
     );
 }
