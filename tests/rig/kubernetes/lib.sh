@@ -150,6 +150,10 @@ packages() {
   done
   [ ${#missing[@]} -eq 0 ] && return
   [ "$(id -u)" = 0 ] || die "missing Debian packages: ${missing[*]}"
+  # apt ends when another holds its lists, as a rig that starts beside this one does.
+  exec 7>/run/lock/slipway-kube-rig.packages
+  flock 7
   apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null \
     || die "cannot install ${missing[*]}"
+  exec 7>&-
 }
