@@ -20,39 +20,49 @@ const NAMES_MAX: usize = 3;
 
 /// Why each host cannot take (all of) the workers: the most frequent reason first.
 pub(super) fn reasons(cluster: &Cluster, request: &Request, ask: &Ask<'_>, fence: Fence<'_>) -> Vec<String> {
-    let mut hosts: Vec<&Host> = cluster.hosts.iter().collect();
-    hosts.sort_by(|a, b| natural(&a.name, &b.name));
     let mut groups: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    for host in hosts {
+    for host in &cluster.hosts {
         let reason = match admit(host, request, fence, View::Now) {
             Err(reason) => reason,
             Ok(_) => of_host(host, request, ask),
         };
         groups.entry(reason).or_default().push(&host.name);
     }
-    let mut groups: Vec<(String, Vec<&str>)> = groups.into_iter().collect();
-    groups.sort_by(|(_, a), (_, b)| {
-        let first = |hosts: &[&str]| hosts.first().copied().unwrap_or_default().to_owned();
-        Reverse(a.len()).cmp(&Reverse(b.len())).then_with(|| natural(&first(a), &first(b)))
+    let with_first = groups.into_iter().map(|(reason, hosts)| (first(&hosts), reason, hosts));
+    let mut groups: Vec<(&str, String, Vec<&str>)> = with_first.collect();
+    groups.sort_by(|(a, _, of_a), (b, _, of_b)| {
+        Reverse(of_a.len()).cmp(&Reverse(of_b.len())).then_with(|| natural(a, b))
     });
     let (told, untold) = groups.split_at(groups.len().min(REASONS_MAX));
     let mut lines: Vec<String> =
-        told.iter().map(|(reason, hosts)| format!("{}: {reason}", names(hosts))).collect();
+        told.iter().map(|(_, reason, hosts)| format!("{}: {reason}", names(hosts))).collect();
     if !untold.is_empty() {
-        let hosts: usize = untold.iter().map(|(_, hosts)| hosts.len()).sum();
+        let hosts: usize = untold.iter().map(|(_, _, hosts)| hosts.len()).sum();
         lines.push(format!("and {} more reasons, of {hosts} hosts", untold.len()));
     }
     lines
 }
 
-/// Hosts in few words: `a`, `2 hosts (a, b)`, `12 hosts (node-1 … node-12)`.
+/// Hosts in few words, in whatever order they are given: `a`, `2 hosts (a, b)`, `12 hosts (node-1 … node-12)`.
 pub(super) fn names(hosts: &[&str]) -> String {
     match hosts {
         [] => "no hosts".to_owned(),
         [one] => (*one).to_owned(),
-        few if few.len() <= NAMES_MAX => format!("{} hosts ({})", few.len(), few.join(", ")),
-        [first, .., last] => format!("{} hosts ({first} … {last})", hosts.len()),
+        few if few.len() <= NAMES_MAX => {
+            let mut few = few.to_vec();
+            few.sort_by(|a, b| natural(a, b));
+            format!("{} hosts ({})", few.len(), few.join(", "))
+        }
+        // A refusal may speak of all hosts of a cluster: only the ends are looked for.
+        many => {
+            let last = many.iter().copied().max_by(|a, b| natural(a, b)).unwrap_or_default();
+            format!("{} hosts ({} … {last})", many.len(), first(many))
+        }
     }
+}
+
+fn first<'a>(hosts: &[&'a str]) -> &'a str {
+    hosts.iter().copied().min_by(|a, b| natural(a, b)).unwrap_or_default()
 }
 
 /// Why a host that may be used cannot take all.

@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use super::Request;
 use super::choose::Take;
 use super::explain::names as in_words;
-use super::order::natural;
 use super::room::Ask;
 use crate::job::spec::{Locality, Rack};
 use crate::job::units::GpuMode;
@@ -91,8 +90,7 @@ fn spans<'a>(
     let unknown = hosts.iter().filter(|host| of(&host.fabric).is_none()).map(|host| host.name.as_str());
     let unknown: BTreeSet<&str> = unknown.collect();
     if names.len() > 1 && !unknown.is_empty() {
-        let mut unknown: Vec<&str> = unknown.into_iter().collect();
-        unknown.sort_by(|a, b| natural(a, b));
+        let unknown: Vec<&str> = unknown.into_iter().collect();
         return Some(format!(
             "the {level} is unknown of {}: whether the workers are close is too",
             in_words(&unknown)
@@ -102,8 +100,7 @@ fn spans<'a>(
     if known.len() < 2 {
         return None;
     }
-    let mut known: Vec<&str> = known.into_iter().map(|(_, name)| name).collect();
-    known.sort_by(|a, b| natural(a, b));
+    let known: Vec<&str> = known.into_iter().map(|(_, name)| name).collect();
     let names = in_words(&known).replacen("hosts", &format!("{level}s"), 1);
     Some(format!("the workers lie in {names}: none has room for all of them"))
 }
@@ -115,13 +112,8 @@ fn kubelets(ask: &Ask<'_>, hosts: &[&Host]) -> Vec<String> {
     }
     let mut notes = Vec::new();
     let those = |is: &dyn Fn(&Host) -> bool| {
-        let mut names: Vec<&str> = hosts
-            .iter()
-            .filter(|host| host.cpus.is_empty() && is(host))
-            .map(|host| host.name.as_str())
-            .collect();
-        names.sort_by(|a, b| natural(a, b));
-        names
+        let those = hosts.iter().filter(|host| host.cpus.is_empty() && is(host));
+        those.map(|host| host.name.as_str()).collect::<Vec<_>>()
     };
     let apart = those(&|host| host.policy.is_some_and(|policy| !policy.whole_pod));
     if !apart.is_empty() {
