@@ -3,7 +3,7 @@
 //! | variable | meaning |
 //! |---|---|
 //! | `SLIPWAY_HOME` | where jobs keep their state and logs; default `$XDG_STATE_HOME/slipway`, else `~/.local/state/slipway` |
-//! | `SLIPWAY_LOG` | what is logged to standard error, as `tracing` directives; default `warn` |
+//! | `SLIPWAY_LOG` | what is logged to standard error, as `tracing` directives; default `warn,kube_client=off` |
 //! | `NO_COLOR` | any value: no colour |
 //! | `CLICOLOR_FORCE` | any value but `0`: colour also when standard error is no terminal |
 //! | `TERM` | `dumb`: no colour and no redrawn lines |
@@ -11,6 +11,9 @@
 use std::path::PathBuf;
 
 use crate::error::{ExitCode, Failure};
+
+/// Warnings, but not of the Kubernetes client: what it meets we tell ourselves, with a hint, or it is none of the user's.
+const LOG_DEFAULT: &str = "warn,kube_client=off";
 
 /// The environment, or in tests a table.
 pub trait Environment {
@@ -64,7 +67,7 @@ impl Config {
         } else {
             environment.get("CLICOLOR_FORCE").filter(|value| value != "0").map(|_| true)
         };
-        let log = environment.get("SLIPWAY_LOG").unwrap_or_else(|| "warn".to_owned());
+        let log = environment.get("SLIPWAY_LOG").unwrap_or_else(|| LOG_DEFAULT.to_owned());
         Self { home, log, color, dumb_terminal }
     }
 
