@@ -14,6 +14,7 @@ use kube::api::{Api, ObjectMeta, PostParams};
 use tokio::sync::watch;
 
 use crate::backend::clock::clock;
+use crate::error::in_full;
 
 /// How long a record may stand unchanged before somebody else takes it.
 const LEASE: Duration = Duration::from_secs(15);
@@ -89,7 +90,7 @@ pub async fn elect(leases: Api<Lease>, me: String, leading: watch::Sender<bool>)
         let now = started.elapsed();
         match tokio::time::timeout(ANSWER_MAX, round(&leases, &me, &mut observed, started)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "cannot look after the leader's lease"),
+            Ok(Err(error)) => tracing::warn!(error = in_full(&error), "cannot look after the leader's lease"),
             Err(_) => tracing::warn!("the leader's lease was not answered in time"),
         }
         let leads = observed.leads(&me, started.elapsed());
@@ -119,7 +120,7 @@ pub async fn resign(leases: &Api<Lease>, me: &str) {
     };
     // Without it the successor waits for the lease to run out, no more.
     if let Ok(Err(error)) = tokio::time::timeout(RETRY, given_back).await {
-        tracing::warn!(%error, "cannot give the leader's lease back");
+        tracing::warn!(error = in_full(&error), "cannot give the leader's lease back");
     }
 }
 

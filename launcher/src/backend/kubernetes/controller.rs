@@ -24,6 +24,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::names;
 use super::objects::ChildKind;
 use super::resource::TrainingJob;
+use crate::error::in_full;
 use crate::rendezvous::server::Server;
 use crate::serve::metrics::{Metrics, PhaseLabel};
 use crate::topology::kubernetes::devices::Naming;
@@ -151,11 +152,11 @@ impl Controller {
             tokio::select! {
                 Some(event) = self.trainings.next() => match event {
                     Ok(event) => self.training(event).await,
-                    Err(error) => tracing::warn!(%error, "cannot watch the jobs"),
+                    Err(error) => tracing::warn!(error = in_full(&error), "cannot watch the jobs"),
                 },
                 Some(event) = self.workers.next() => match event {
                     Ok(event) => self.worker(event).await,
-                    Err(error) => tracing::warn!(%error, "cannot watch the pods"),
+                    Err(error) => tracing::warn!(error = in_full(&error), "cannot watch the pods"),
                 },
                 _ = care.tick() => self.care().await,
             }

@@ -23,7 +23,7 @@ use super::sources::list;
 use crate::backend::{
     CancelOptions, JobStatus, Phase, Progress, ProgressEvent, RankStatus, ResumeOptions, SubmitOptions,
 };
-use crate::error::{ExitCode, Failure};
+use crate::error::{ExitCode, Failure, in_full};
 
 /// How long a cancelled job may take to end, beyond its own grace: then `cancel` says so.
 const CANCEL_MAX: Duration = Duration::from_secs(120);
@@ -220,7 +220,7 @@ impl Jobs {
                 Ok(Event::Apply(found) | Event::InitApply(found)) if holds(&found) => return Ok(found),
                 Ok(Event::Delete(_)) => break,
                 Ok(_) => {}
-                Err(error) => tracing::warn!(%error, "cannot watch the job"),
+                Err(error) => tracing::warn!(error = in_full(&error), "cannot watch the job"),
             }
         }
         Err(gone(job))
@@ -272,7 +272,7 @@ impl Jobs {
                         return Err(gone(job));
                     }
                     Some(Ok(_)) => {}
-                    Some(Err(error)) => tracing::warn!(%error, "cannot watch the job"),
+                    Some(Err(error)) => tracing::warn!(error = in_full(&error), "cannot watch the job"),
                     None => return Err(gone(job)),
                 },
                 _ = interrupt.recv() => is_asked = true,

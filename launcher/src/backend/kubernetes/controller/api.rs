@@ -17,6 +17,7 @@ use crate::backend::kubernetes::crd::status::Status;
 use crate::backend::kubernetes::names;
 use crate::backend::kubernetes::objects::SEED_KEY;
 use crate::backend::kubernetes::resource::TrainingJob;
+use crate::error::in_full;
 use crate::rendezvous::authority::Seed;
 use crate::rendezvous::group::Memory;
 use crate::serve::metrics::{Metrics, Purpose};
@@ -82,7 +83,7 @@ impl std::fmt::Debug for Calls {
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
     /// The API server said no, or could not be reached.
-    #[error("{0}")]
+    #[error("{}", in_full(.0))]
     Kube(#[from] Box<Error>),
     /// It did not answer.
     #[error("the API server did not answer within {} s", CALL_MAX.as_secs())]

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::backend::kubernetes::names;
 use crate::backend::kubernetes::sources::{Gathered, Source, is_not_served};
+use crate::error::in_full;
 use crate::topology::kubernetes::devices::Naming;
 use crate::topology::kubernetes::{Facts, Held};
 use crate::topology::levels::Levels;
@@ -149,7 +150,7 @@ impl Caches {
                     self.nodes.write().unwrap_or_else(PoisonError::into_inner).remove(&name);
                     self.changed.notify_one();
                 }
-                Err(error) => tracing::warn!(%error, "cannot watch the nodes"),
+                Err(error) => tracing::warn!(error = in_full(&error), "cannot watch the nodes"),
             }
         }
     }
@@ -174,7 +175,7 @@ impl Caches {
                         self.set(source, None);
                         break;
                     }
-                    Err(error) => tracing::warn!(%error, ?source, "cannot watch a source"),
+                    Err(error) => tracing::warn!(error = in_full(&error), ?source, "cannot watch a source"),
                 }
             }
             tokio::time::sleep(LOOK_AGAIN).await;
