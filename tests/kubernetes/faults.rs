@@ -13,6 +13,7 @@ use crate::jobs::{check_digits, committed_beyond, with_checkpoints, writable};
 pub(crate) const STORIES: &[Story] = &[
     ("faults_controller_killed_twice_and_ranks_go_on_in_their_pods", controller_killed),
     ("faults_pod_deleted_is_made_and_placed_again", pod_deleted),
+    ("faults_pod_evicted_is_made_and_placed_again", pod_evicted),
     ("faults_rank_killed_is_restarted_in_place", rank_killed),
     ("faults_quota_and_refused_pods_say_why_and_start_later", quota_exceeded),
     ("faults_node_that_is_lost_is_replaced", node_lost),
@@ -23,12 +24,12 @@ const EPOCHS: u64 = 60;
 /// Fourteen gangs of two on four nodes would need 28 places; a gang alone needs two.
 const GANG: u32 = 2;
 
-/// A job of two workers that commits after every epoch and runs for half a minute.
-fn long(training: &Training<'_>, checkpoints: &std::path::Path) -> String {
+/// A job of two workers that commits after every epoch; sixty take half a minute.
+pub(crate) fn long(training: &Training<'_>, checkpoints: &std::path::Path, epochs: u64) -> String {
     training.claim("checkpoints", checkpoints, false);
     training.digits("digits", |spec| {
         spec["workers"]["count"] = json!(GANG);
-        spec["data"]["epochs"] = json!(EPOCHS);
+        spec["data"]["epochs"] = json!(epochs);
         with_checkpoints(spec);
     })
 }
@@ -38,7 +39,7 @@ fn controller_killed() {
     let training = rig.training("killed", "job");
     let checkpoints = writable();
     // At once: whatever step of making the job it is at, the next controller goes on from there.
-    training.space.apply(&long(&training, checkpoints.path()));
+    training.space.apply(&long(&training, checkpoints.path(), EPOCHS));
     training.space.wait_for("trainingjob", "digits", |_| Some(()));
     training.kill_controller();
     training.start();
@@ -56,14 +57,34 @@ fn controller_killed() {
 }
 
 fn pod_deleted() {
+    one_pod_goes("deleted", |training, pod| {
+        training.space.kubectl(&["delete", "pod", pod, "--wait=false"]).code(0);
+    });
+}
+
+/// As `kubectl drain` and the cluster's autoscaler do it.
+fn pod_evicted() {
+    one_pod_goes("evicted", |training, pod| {
+        let space = training.space.name();
+        let eviction = json!({
+            "apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": space},
+        });
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), eviction.to_string()).unwrap();
+        let address = format!("/api/v1/namespaces/{space}/pods/{pod}/eviction");
+        training.space.kubectl(&["create", "--raw", &address, "-f", file.path().to_str().unwrap()]).code(0);
+    });
+}
+
+fn one_pod_goes(story: &str, go: impl Fn(&Training<'_>, &str)) {
     let rig = Rig::shared().nodes(4);
-    let training = rig.training("deleted", "job");
+    let training = rig.training(story, "job");
     let checkpoints = writable();
-    training.space.apply(&long(&training, checkpoints.path()));
+    training.space.apply(&long(&training, checkpoints.path(), EPOCHS));
     committed_beyond(&training, 0);
     let before = uids(&training);
     let pod = training.pods("digits")[1]["metadata"]["name"].as_str().unwrap().to_owned();
-    training.space.kubectl(&["delete", "pod", &pod, "--wait=false"]).code(0);
+    go(&training, &pod);
     let end = training.end("digits");
     check_digits(&training, &end, EPOCHS);
     let after = uids(&training);
@@ -76,7 +97,7 @@ fn rank_killed() {
     let rig = Rig::shared().nodes(4);
     let training = rig.training("rank", "job");
     let checkpoints = writable();
-    training.space.apply(&long(&training, checkpoints.path()));
+    training.space.apply(&long(&training, checkpoints.path(), EPOCHS));
     committed_beyond(&training, 0);
     let before = uids(&training);
     let pod = training.pods("digits")[0]["metadata"]["name"].as_str().unwrap().to_owned();
@@ -149,12 +170,12 @@ fn job_deleted() {
     let rig = Rig::shared().nodes(4);
     let training = rig.training("gone", "job");
     let checkpoints = writable();
-    training.space.apply(&long(&training, checkpoints.path()));
+    training.space.apply(&long(&training, checkpoints.path(), EPOCHS));
     committed_beyond(&training, 0);
     training.delete_and_look("digits");
 }
 
-fn uids(training: &Training<'_>) -> Vec<String> {
+pub(crate) fn uids(training: &Training<'_>) -> Vec<String> {
     let pods = training.pods("digits");
     pods.iter().map(|pod| pod["metadata"]["uid"].as_str().unwrap().to_owned()).collect()
 }

@@ -213,7 +213,7 @@ impl Drop for Watch {
     }
 }
 
-fn node(number: u32) -> Value {
+pub(crate) fn node(number: u32) -> Value {
     let amounts = json!({"cpu": "4", "memory": "16Gi", "pods": "10"});
     let mut node = played::node(&format!("played-{number}"), &amounts, &json!({}));
     node["spec"] = json!({"taints": [{"key": TAINT, "effect": "NoSchedule"}]});
@@ -221,7 +221,7 @@ fn node(number: u32) -> Value {
 }
 
 /// Each of its workers takes a node as a whole: three CPUs for the rank and one for the sidecar.
-fn gang(name: &str, workers: u32) -> Value {
+pub(crate) fn gang(name: &str, workers: u32) -> Value {
     json!({
         "apiVersion": "slipway.dev/v1alpha1",
         "kind": "TrainingJob",

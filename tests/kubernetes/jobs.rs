@@ -134,7 +134,8 @@ fn no_sense() {
 /// Waits until more than `step` steps are committed, and returns how many are.
 pub(crate) fn committed_beyond(training: &Training<'_>, step: u64) -> u64 {
     training.until("digits", |status| {
-        assert_ne!(status["phase"], "Failed", "{status}");
+        let is_over = matches!(status["phase"].as_str(), Some("Failed" | "Succeeded" | "Cancelled"));
+        assert!(!is_over, "{status}");
         status["committed"].as_u64().filter(|committed| *committed > step && status["phase"] == "Running")
     })
 }
@@ -182,7 +183,7 @@ fn check_pods(training: &Training<'_>, job: &str) {
     }
 }
 
-fn file(text: &str) -> NamedTempFile {
+pub(crate) fn file(text: &str) -> NamedTempFile {
     let mut file = tempfile::Builder::new().suffix(".json").tempfile().unwrap();
     file.write_all(text.as_bytes()).unwrap();
     file

@@ -13,7 +13,9 @@ mod installation;
 mod jobs;
 mod locality;
 mod objects;
+mod outages;
 mod planted;
+mod start_up;
 
 use libtest_mimic::Arguments;
 use tests::kube::TearDown;
@@ -41,6 +43,8 @@ fn main() -> std::process::ExitCode {
         jobs::STORIES,
         locality::STORIES,
         objects::STORIES,
+        outages::STORIES,
+        start_up::STORIES,
     ];
     let _tear_down = TearDown;
     libtest_mimic::run(&arguments, trials(stories)).exit_code()

@@ -12,13 +12,17 @@ use serde_json::Value;
 use crate::leftovers::now;
 use crate::program::{Finished, User, root, wait_within};
 
+mod line;
 mod namespace;
 pub mod played;
 mod serve;
+mod service;
 pub mod training;
 
+pub use line::Line;
 pub use namespace::Namespace;
 pub use serve::Serve;
+pub use service::{Backend, Service};
 pub use training::Training;
 
 /// Whatever a story waits for in the cluster is there within this, or the story fails. Two cores under a control plane,
@@ -129,6 +133,16 @@ impl Rig {
         let mut running = self.nodes.lock().unwrap();
         self.script(["kill-node", &number.to_string()]);
         running.retain(|other| *other != number);
+    }
+
+    /// Kills the API server.
+    pub fn stop_api_server(&self) {
+        self.script(["stop-apiserver"]);
+    }
+
+    /// Starts it again, as it was.
+    pub fn start_api_server(&self) {
+        self.script(["start-apiserver"]);
     }
 
     fn start_node(&self, number: u32) {

@@ -49,6 +49,6 @@ build() {
 # Everything that the rig runs, before it runs: programs, packages, rights.
 check_ready() {
   [ "$(id -u)" = 0 ] || die "needs root: it makes namespaces, mounts and cgroups"
-  packages runc containernetworking-plugins iproute2 iptables conntrack ethtool openssl curl gcc libc6-dev
+  packages runc containernetworking-plugins iproute2 iptables conntrack ethtool openssl curl gcc libc6-dev libfaketime
   build
 }

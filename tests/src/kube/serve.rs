@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
+use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 use super::Rig;
@@ -21,18 +22,31 @@ pub struct Serve {
 impl Rig {
     /// Starts `launcher serve ARGS…` on the host with this kubeconfig. Its output goes to [`Serve::log`].
     pub fn serve(&self, kubeconfig: &Path, args: &[&str]) -> Serve {
-        let folder = tempfile::Builder::new().prefix("slipway-serve-").tempdir().unwrap();
-        let log = folder.path().join("log");
         let user = User::new().with_env("KUBECONFIG", kubeconfig.to_str().unwrap());
-        let mut command = user.command(["serve"].iter().chain(args));
-        let out = File::create(&log).unwrap();
-        command.stdout(Stdio::from(out.try_clone().unwrap())).stderr(Stdio::from(out));
-        let child = command.spawn().unwrap();
-        Serve { child, log, _user: user, _folder: folder }
+        Serve::start(user, args)
+    }
+
+    /// The same by a clock that is off by so many seconds; what measures time is not.
+    pub fn serve_by_clock(&self, kubeconfig: &Path, args: &[&str], seconds: i64) -> Serve {
+        let user = User::new().with_env("KUBECONFIG", kubeconfig.to_str().unwrap());
+        let user = user.with_env("LD_PRELOAD", self.script(["false-clock"]).stdout.trim());
+        let user =
+            user.with_env("FAKETIME", &format!("{seconds:+}s")).with_env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        Serve::start(user, args)
     }
 }
 
 impl Serve {
+    fn start(user: User, args: &[&str]) -> Self {
+        let folder = tempfile::Builder::new().prefix("slipway-serve-").tempdir().unwrap();
+        let log = folder.path().join("log");
+        let mut command = user.command(["serve"].iter().chain(args));
+        let out = File::create(&log).unwrap();
+        command.stdout(Stdio::from(out.try_clone().unwrap())).stderr(Stdio::from(out));
+        let child = command.spawn().unwrap();
+        Self { child, log, _user: user, _folder: folder }
+    }
+
     /// What it has written so far.
     #[must_use]
     pub fn log(&self) -> String {
@@ -50,13 +64,25 @@ impl Serve {
         self.child.wait().unwrap();
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
     /// Asks it to stop (SIGTERM, as a kubelet does) and returns its exit code once it has.
     ///
     /// # Panics
     /// When it does not end within the patience of stories.
-    pub fn stop(mut self, rig: &Rig) -> Option<i32> {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    pub fn stop(self, rig: &Rig) -> Option<i32> {
+        self.signal(Signal::TERM);
+        self.end(rig)
+    }
+
+    /// Its exit code, once it has ended by itself.
+    ///
+    /// # Panics
+    /// When it does not end within the patience of stories.
+    pub fn end(mut self, rig: &Rig) -> Option<i32> {
         rig.wait_for("end of launcher serve", || self.child.try_wait().unwrap()).code()
     }
 }

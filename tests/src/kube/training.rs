@@ -1,11 +1,12 @@
 //! What a story needs to run a training job in a namespace: our kind, a controller, and volumes with a folder of this tree.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use serde_json::{Value, json};
 
-use super::{Namespace, PYTHON_IMAGE, Rig, Serve, WORKER_IMAGE};
+use super::service::{Backend, Service};
+use super::{Line, Namespace, PYTHON_IMAGE, Rig, Serve, WORKER_IMAGE};
 use crate::program::{Finished, User, root};
 
 /// A namespace with a controller of its own.
@@ -15,7 +16,16 @@ pub struct Training<'a> {
     pub space: Namespace<'a>,
     rig: &'a Rig,
     args: Vec<String>,
+    ways: Mutex<Ways>,
     serve: Mutex<Option<Serve>>,
+}
+
+/// How controllers are started from now on.
+#[derive(Debug)]
+struct Ways {
+    kubeconfig: PathBuf,
+    identity: Option<String>,
+    clock_off_seconds: i64,
 }
 
 impl Rig {
@@ -44,7 +54,8 @@ impl Rig {
             &format!("--child={child}"),
         ];
         let args = args.map(str::to_owned).to_vec();
-        let training = Training { space, rig: self, args, serve: Mutex::new(None) };
+        let ways = Ways { kubeconfig: self.kubeconfig(), identity: None, clock_off_seconds: 0 };
+        let training = Training { space, rig: self, args, ways: Mutex::new(ways), serve: Mutex::new(None) };
         training.start();
         training
     }
@@ -73,8 +84,43 @@ impl Training<'_> {
         self.serve.lock().unwrap().take().expect("a controller runs").kill();
     }
 
+    /// Controllers that are started later reach the API server by this line.
+    pub fn by_line(&self, line: &Line) {
+        self.ways.lock().unwrap().kubeconfig = line.kubeconfig();
+    }
+
+    /// Those that are started later have one name, so that one need not wait for the lease of the one before.
+    pub fn by_one_name(&self) {
+        self.ways.lock().unwrap().identity = Some("one".to_owned());
+    }
+
+    /// Those that are started later go by a clock that is off by so many seconds.
+    pub fn by_clock(&self, seconds: i64) {
+        self.ways.lock().unwrap().clock_off_seconds = seconds;
+    }
+
     fn controller(&self) -> Serve {
-        let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
+        let ways = self.ways.lock().unwrap();
+        let identity = ways.identity.as_ref().map(|name| format!("--identity={name}"));
+        let args: Vec<&str> = self.args.iter().chain(&identity).map(String::as_str).collect();
+        match ways.clock_off_seconds {
+            0 => self.rig.serve(&ways.kubeconfig, &args),
+            seconds => self.rig.serve_by_clock(&ways.kubeconfig, &args, seconds),
+        }
+    }
+
+    /// A controller of this namespace behind a service; the story looks after it.
+    #[must_use]
+    pub fn start_behind(&self, service: &Service, backend: Backend) -> Serve {
+        let addresses = [
+            format!("--http={}", backend.http),
+            format!("--rendezvous={}", backend.rendezvous),
+            format!("--advertise={}", service.address()),
+        ];
+        let names = addresses.iter().filter_map(|word| word.split_once('=')).map(|(name, _)| name);
+        let names: Vec<&str> = names.collect();
+        let others = self.args.iter().filter(|word| !names.iter().any(|name| word.starts_with(name)));
+        let args: Vec<&str> = others.chain(&addresses).map(String::as_str).collect();
         self.rig.serve(&self.rig.kubeconfig(), &args)
     }
 
