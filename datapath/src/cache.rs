@@ -32,8 +32,9 @@ use crate::store::Store;
 pub const READS_MAX: usize = 8;
 /// The smallest cache, in chunks: one being read while another is used.
 const LEAST_CHUNKS: usize = 2;
-/// Blocks kept for the next reads besides those that hold chunks.
-const SPARE_BLOCKS: usize = READS_MAX;
+/// Blocks kept for the next reads besides those that hold chunks: a chunk that is dropped makes room for the one that is read
+/// next, so few wait. They are memory beyond the budget.
+const SPARE_BLOCKS: usize = 2;
 
 /// Why a chunk is not to be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,7 +53,8 @@ pub struct LoadError {
 pub struct Need {
     /// To read every chunk once per epoch: its share of one shuffle window.
     pub once: u64,
-    /// To read the next window besides, while the last one is still in use.
+    /// To read the next window besides, while the last one is still in use; and to keep [`READS_MAX`] reads under way, without
+    /// which a store's latency shows.
     pub ahead: u64,
 }
 
@@ -75,7 +77,10 @@ pub fn need(manifest: &Manifest, shuffle: Shuffle, workers: NonZeroU32) -> Need 
         let share = usize::try_from((mean + spread).min(chunks)).unwrap_or(usize::MAX);
         lens.iter().take(share.max(LEAST_CHUNKS)).sum()
     };
-    Need { once: bytes_of(window), ahead: bytes_of(all.min(2 * window)) }
+    let under_way: u64 = lens.iter().take(READS_MAX).sum();
+    let once: u64 = bytes_of(window);
+    let ahead = bytes_of(all.min(2 * window)).max((once + under_way).min(lens.iter().sum()));
+    Need { once, ahead }
 }
 
 /// The chunks of one data plane. Clones share them.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 pub mod fault;
 pub mod index;
 pub mod manifest;
+pub mod put;
 pub mod records;
 pub mod tar;
 pub mod verify;

@@ -17,6 +17,23 @@ pub const PEER_GONE: &str = "peer_gone";
 /// Another worker refused this one for good: they hold different data, or run different releases.
 pub const PEER_REFUSED: &str = "peer_refused";
 
+/// An error with all that is under it, in one line: some say only by their source what happened.
+#[must_use]
+pub fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let cause = source.to_string();
+        // Some texts have their cause's in them already.
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        next = source.source();
+    }
+    text
+}
+
 /// One thing that keeps a feed from going on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataFault {

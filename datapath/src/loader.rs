@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use crate::dataset::ChunkId;
 use crate::fault::DataFault;
 use crate::order::{Consumer, EpochOrder, Order};
 use crate::ring::{Ring, Slot};
@@ -35,6 +36,8 @@ pub(crate) struct Loader {
     /// The first step that has no plan yet, and the plans of the steps before it that are not being filled.
     next_plan: u64,
     plans: VecDeque<Arc<Plan>>,
+    /// Chunks of those steps that this worker owns and has not begun to read.
+    reads: VecDeque<Read>,
     epoch: Option<(u64, EpochOrder)>,
     fills: JoinSet<(Batch, Result<(), FillError>)>,
     ready: BTreeMap<u64, Batch>,
@@ -42,6 +45,13 @@ pub(crate) struct Loader {
     fenced: bool,
     /// Since when there has been no free slot.
     waiting: Option<Duration>,
+}
+
+/// A chunk that will be needed.
+struct Read {
+    step: u64,
+    chunk: ChunkId,
+    until: u64,
 }
 
 /// A slot and what is (or will be) in it.
@@ -67,6 +77,7 @@ impl Loader {
             end,
             next_plan: start,
             plans: VecDeque::new(),
+            reads: VecDeque::new(),
             epoch: None,
             fills: JoinSet::new(),
             ready: BTreeMap::new(),
@@ -87,6 +98,7 @@ impl Loader {
         }
         loop {
             self.plan_ahead();
+            self.read_ahead();
             if self.plans.is_empty() {
                 return;
             }
@@ -109,7 +121,7 @@ impl Loader {
         }
     }
 
-    /// Plans the next steps and starts to read the chunks that this worker owns.
+    /// Plans the next steps.
     fn plan_ahead(&mut self) {
         while self.next_plan < self.end {
             let planned: u64 = self.plans.iter().map(|plan| plan.slot_bytes()).sum();
@@ -123,15 +135,28 @@ impl Loader {
             let Some((_, order)) = &self.epoch else { return };
             let plan = Plan::new(&self.source.manifest, order, place, self.consumer);
             let member = &self.source.member;
-            for part in plan.parts() {
-                if owner(part.chunk, &member.ids, |_| true) == Some(member.me)
-                    && !self.source.cache.prefetch(part.chunk, part.until)
-                {
-                    break;
-                }
-            }
+            let mine = |chunk| owner(chunk, &member.ids, |_| true) == Some(member.me);
+            let parts = plan.parts().iter().filter(|part| mine(part.chunk));
+            self.reads.extend(parts.map(|part| Read {
+                step: place.step,
+                chunk: part.chunk,
+                until: part.until,
+            }));
             self.plans.push_back(Arc::new(plan));
             self.next_plan += 1;
+        }
+    }
+
+    /// Reads ahead in the order of the steps, and stops at the first chunk that finds no room: one that is needed later must
+    /// not take the room of one that is needed before, which would push it out again unused.
+    fn read_ahead(&mut self) {
+        let next_fill = self.plans.front().map_or(self.next_plan, |plan| plan.place().step);
+        while let Some(read) = self.reads.front() {
+            // What is being filled has asked for its chunks itself.
+            if read.step >= next_fill && !self.source.cache.prefetch(read.chunk, read.until) {
+                return;
+            }
+            self.reads.pop_front();
         }
     }
 
@@ -175,6 +200,7 @@ impl Loader {
         self.fills.shutdown().await;
         self.ready.clear();
         self.plans.clear();
+        self.reads.clear();
         self.next_plan = step;
         self.fault = None;
     }

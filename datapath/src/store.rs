@@ -5,18 +5,35 @@ use std::io;
 
 use crate::memory::Block;
 
+pub mod address;
+#[cfg(any(feature = "ceph", feature = "s3"))]
+mod credentials;
 pub mod directory;
+#[cfg(feature = "ceph")]
+pub mod rados;
+#[cfg(feature = "s3")]
+pub mod s3;
+#[cfg(feature = "ceph")]
+mod striping;
 
+use address::{Address, KNOWN_SCHEMES};
 pub use directory::DirectoryStore;
-
-/// What a dataset's address may begin with.
-pub const KNOWN_SCHEMES: &[&str] = &["file://"];
+#[cfg(feature = "ceph")]
+pub use rados::RadosStore;
+#[cfg(feature = "s3")]
+pub use s3::S3Store;
 
 /// A place that holds a dataset. Cheap to clone; clones share open files.
 #[derive(Clone, Debug)]
 pub enum Store {
     /// A directory of a mounted file system (CephFS, NFS, a local disk).
     Directory(DirectoryStore),
+    /// Objects of a Ceph pool.
+    #[cfg(feature = "ceph")]
+    Rados(RadosStore),
+    /// Objects of an S3 bucket.
+    #[cfg(feature = "s3")]
+    S3(S3Store),
 }
 
 /// A file or object in a store.
@@ -36,6 +53,30 @@ pub enum StoreError {
     UnknownScheme {
         /// The address as it was given.
         url: String,
+    },
+    /// The address is not well formed.
+    #[error("use {url} as an address: {what}")]
+    BadAddress {
+        /// The address as it was given.
+        url: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// The address is of a kind that this program was built without.
+    #[error("open {url}: this program was built without it; build it with `--features {feature}`")]
+    NotBuilt {
+        /// The address as it was given.
+        url: String,
+        /// The Cargo feature.
+        feature: &'static str,
+    },
+    /// The service that holds it does not let us in, or does not answer.
+    #[error("open {url}: {what}")]
+    Connect {
+        /// The address, without options.
+        url: String,
+        /// Why, and what to look at.
+        what: String,
     },
     /// There is nothing at that address.
     #[error("open {url}; is the path right, and mounted on this host?")]
@@ -116,6 +157,9 @@ impl StoreError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::UnknownScheme { .. } => "unknown_scheme",
+            Self::BadAddress { .. } => "bad_address",
+            Self::NotBuilt { .. } => "not_built",
+            Self::Connect { .. } => "connect_failed",
             Self::Open { .. } => "open_failed",
             Self::List { .. } => "list_failed",
             Self::TooMuch { .. } => "too_much",
@@ -127,28 +171,50 @@ impl StoreError {
             Self::Stopped { .. } => "stopped",
         }
     }
-
-    /// Whether asking again may help: the same bytes may be there in a moment.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Read { .. } | Self::List { .. } | Self::Stopped { .. })
-    }
 }
 
 impl Store {
-    /// Opens a dataset's place: a path, or `file://` and an absolute path.
-    pub fn open(url: &str) -> Result<Self, StoreError> {
-        let path = match url.split_once("://") {
-            None => url,
-            Some(("file", path)) if path.starts_with('/') => path,
-            Some(_) => return Err(StoreError::UnknownScheme { url: url.into() }),
-        };
-        DirectoryStore::open(path).map(Self::Directory)
+    /// Opens a dataset's place: a path, or an [`address`].
+    ///
+    /// # Errors
+    /// When the address is none, or what it names cannot be reached.
+    #[cfg_attr(not(feature = "ceph"), expect(clippy::unused_async, reason = "a cluster is waited for"))]
+    pub async fn open(url: &str) -> Result<Self, StoreError> {
+        match Address::parse(url)? {
+            Address::Directory(path) => DirectoryStore::open(path).map(Self::Directory),
+            #[cfg(feature = "ceph")]
+            Address::Rados(address) => RadosStore::open(&address).await.map(Self::Rados),
+            #[cfg(not(feature = "ceph"))]
+            Address::Rados(_) => Err(StoreError::NotBuilt { url: url.into(), feature: "ceph" }),
+            #[cfg(feature = "s3")]
+            Address::S3(address) => S3Store::open(&address).map(Self::S3),
+            #[cfg(not(feature = "s3"))]
+            Address::S3(_) => Err(StoreError::NotBuilt { url: url.into(), feature: "s3" }),
+        }
+    }
+
+    /// Whether both are one place, however each is addressed: what is written to one is read from the other.
+    #[must_use]
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Directory(one), Self::Directory(other)) => one.root() == other.root(),
+            #[cfg(feature = "ceph")]
+            (Self::Rados(one), Self::Rados(other)) => one.place() == other.place(),
+            #[cfg(feature = "s3")]
+            (Self::S3(one), Self::S3(other)) => one.place() == other.place(),
+            #[cfg(any(feature = "ceph", feature = "s3"))]
+            _ => false,
+        }
     }
 
     /// All objects, sorted by name.
     pub async fn list(&self) -> Result<Vec<Object>, StoreError> {
         match self {
             Self::Directory(directory) => directory.list().await,
+            #[cfg(feature = "ceph")]
+            Self::Rados(rados) => rados.list().await,
+            #[cfg(feature = "s3")]
+            Self::S3(s3) => s3.list().await,
         }
     }
 
@@ -157,6 +223,10 @@ impl Store {
     pub async fn read(&self, name: &str, offset: u64, block: Block) -> (Block, Result<(), StoreError>) {
         match self {
             Self::Directory(directory) => directory.read(name, offset, block).await,
+            #[cfg(feature = "ceph")]
+            Self::Rados(rados) => rados.read(name, offset, block).await,
+            #[cfg(feature = "s3")]
+            Self::S3(s3) => s3.read(name, offset, block).await,
         }
     }
 
@@ -164,6 +234,22 @@ impl Store {
     pub async fn write(&self, name: &str, bytes: Vec<u8>) -> Result<(), StoreError> {
         match self {
             Self::Directory(directory) => directory.write(name, bytes).await,
+            #[cfg(feature = "ceph")]
+            Self::Rados(rados) => rados.write(name, bytes).await,
+            #[cfg(feature = "s3")]
+            Self::S3(s3) => s3.write(name, bytes).await,
+        }
+    }
+
+    /// Copies a shard of that size from another store, in place of one of that name. Readers never see a part of it: until
+    /// it is whole, and when this fails, they find none.
+    pub async fn copy_from(&self, name: &str, bytes: u64, from: &Self) -> Result<(), StoreError> {
+        match self {
+            Self::Directory(directory) => directory.copy_from(name, bytes, from).await,
+            #[cfg(feature = "ceph")]
+            Self::Rados(rados) => rados.copy_from(name, bytes, from).await,
+            #[cfg(feature = "s3")]
+            Self::S3(s3) => s3.copy_from(name, bytes, from).await,
         }
     }
 }
@@ -172,6 +258,10 @@ impl fmt::Display for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Directory(directory) => write!(f, "{}", directory.root().display()),
+            #[cfg(feature = "ceph")]
+            Self::Rados(rados) => rados.fmt(f),
+            #[cfg(feature = "s3")]
+            Self::S3(s3) => s3.fmt(f),
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::dataset::{
     Chunk, DatasetDigest, Dtype, FieldSpan, Format, Manifest, RecordLayout, SampleId, Shard, ShardId,
 };
 use crate::integrity::crc32c;
-use crate::store::Store;
+use crate::store::{DirectoryStore, Store};
 use crate::transport::quic::tls::Identity;
 
 /// A job's authority.
@@ -137,7 +137,7 @@ impl Dataset {
 
     /// The folder as a store.
     pub(crate) fn store(&self) -> Store {
-        Store::open(self.folder.path().to_str().unwrap()).unwrap()
+        Store::Directory(DirectoryStore::open(self.folder.path()).unwrap())
     }
 
     /// Bytes of all chunks: what a full read takes from the store.

@@ -352,6 +352,10 @@ pub enum DataCommand {
         #[command(flatten)]
         source: Source,
     },
+    /// Copy a data set to a store, compare it there, and write its manifest beside it
+    ///
+    /// A shard that is at the target already, and intact, is kept: run it again after an interruption to go on.
+    Put(Put),
     /// List which samples each rank is given in each step, or print one hash of them
     ///
     /// The order is a pure function of the data, the seed, the epoch and the global batch: anyone who has the data
@@ -387,6 +391,19 @@ pub struct Index {
     #[arg(long, value_name = "QUANTITY", value_parser = parse_chunk_bytes)]
     pub chunk_bytes: Option<u32>,
     /// Shards that are read at the same time [default: one per CPU]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+}
+
+/// `launcher data put`
+#[derive(Args, Clone, Debug)]
+pub struct Put {
+    /// The data set.
+    #[command(flatten)]
+    pub source: Source,
+    /// Where to: rados://POOL/PREFIX, s3://BUCKET/PREFIX, or a folder
+    pub target: String,
+    /// Chunks that are compared at the same time [default: one per CPU]
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
 }

@@ -25,7 +25,7 @@ pub struct Dataset {
 /// # Errors
 /// When it is not there, or with everything that is wrong with it.
 pub async fn open(source: &str, options: &IndexOptions) -> Result<Dataset, Failure> {
-    let store = open_store(source)?;
+    let store = open_store(source).await?;
     let opened = index::open(&store, options).await;
     let (manifest, origin) = opened.map_err(|faults| faults_failure(source, &faults))?;
     Ok(Dataset { store, manifest, origin })
@@ -47,8 +47,8 @@ pub fn index_options(record: Option<Record>) -> IndexOptions {
 ///
 /// # Errors
 /// When it is not there, or of a kind that is not known.
-pub fn open_store(source: &str) -> Result<Store, Failure> {
-    Store::open(source).map_err(|error| store_failure(&error))
+pub async fn open_store(source: &str) -> Result<Store, Failure> {
+    Store::open(source).await.map_err(|error| store_failure(&error))
 }
 
 /// What a user sees of a store's error.
@@ -56,6 +56,7 @@ pub fn open_store(source: &str) -> Result<Store, Failure> {
 pub fn store_failure(error: &StoreError) -> Failure {
     let code = match error {
         StoreError::Open { .. } | StoreError::NotFound { .. } => ExitCode::NotFound,
+        StoreError::Connect { .. } | StoreError::NotBuilt { .. } => ExitCode::Unavailable,
         StoreError::Write { .. } => ExitCode::CannotCreate,
         StoreError::Stopped { .. } => ExitCode::Temporary,
         _ => ExitCode::Data,

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+pub use datapath::fault::in_full;
 use serde::{Deserialize, Serialize};
 
 /// How the process ends. The numbers are an interface: they never change their meaning.
@@ -177,23 +178,6 @@ impl Failure {
             error = current.source();
         }
     }
-}
-
-/// An error with all that is under it, in one line: some say only by their source what happened.
-#[must_use]
-pub fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let cause = source.to_string();
-        // Some texts have their cause's in them already.
-        if !text.contains(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        next = source.source();
-    }
-    text
 }
 
 impl fmt::Display for Failure {

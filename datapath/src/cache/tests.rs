@@ -167,7 +167,7 @@ fn the_need_is_a_share_of_the_window() {
         let shuffle = Shuffle::Window { chunks: NonZeroU32::new(chunks).unwrap() };
         need(&dataset.manifest, shuffle, NonZeroU32::new(workers).unwrap())
     };
-    assert_eq!(need_of(4, 1), Need { once: 4 * CHUNK, ahead: 8 * CHUNK });
+    assert_eq!(need_of(4, 1), Need { once: 4 * CHUNK, ahead: 12 * CHUNK });
     assert_eq!(need_of(64, 1), Need { once: 16 * CHUNK, ahead: 16 * CHUNK });
     assert_eq!(need_of(4, 2).once, 4 * CHUNK, "small windows may fall to one owner");
     assert!(need_of(16, 8).once < 16 * CHUNK);

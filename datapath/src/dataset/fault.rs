@@ -40,6 +40,8 @@ pub enum FaultCode {
     Unreadable,
     /// The store could not write.
     Unwritable,
+    /// A data set is to be copied onto itself.
+    SamePlace,
     /// A shard ends before what it announces.
     Truncated,
     /// Bytes after the end of what a shard announces.
@@ -83,6 +85,7 @@ impl FaultCode {
             Self::BadName => "bad_name",
             Self::Unreadable => "unreadable",
             Self::Unwritable => "unwritable",
+            Self::SamePlace => "same_place",
             Self::Truncated => "truncated",
             Self::TrailingBytes => "trailing_bytes",
             Self::TarHeader => "tar_header",

@@ -298,7 +298,7 @@ fn common_format(shards: &[Shard], tables: &[(Format, ShardTable)]) -> Result<Fo
     Ok(first)
 }
 
-fn listing_fault(error: &StoreError) -> DatasetFault {
+pub(super) fn listing_fault(error: &StoreError) -> DatasetFault {
     let code =
         if matches!(error, StoreError::BadName { .. }) { FaultCode::BadName } else { FaultCode::Unreadable };
     DatasetFault::new(
@@ -324,7 +324,7 @@ pub(super) fn reading_fault(error: &StoreError) -> DatasetFault {
 }
 
 /// The whole chain of an error.
-fn failed(error: &StoreError) -> String {
+pub(super) fn failed(error: &StoreError) -> String {
     let mut message = format!("failed to {error}");
     let mut source = std::error::Error::source(error);
     while let Some(error) = source {

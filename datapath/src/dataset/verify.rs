@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 
 use super::fault::MAX_FAULTS;
 use super::index::reading_fault;
-use super::{Chunk, DatasetFault, FaultCode, Manifest, SampleId, index_of};
+use super::{Chunk, DatasetFault, FaultCode, Manifest, SampleId, ShardId, index_of};
 use crate::integrity::{Crc32c, crc32c};
 use crate::memory::Block;
 use crate::store::Store;
@@ -32,11 +32,33 @@ pub async fn verify(
     manifest: &Manifest,
     threads: NonZeroUsize,
 ) -> Result<VerifyReport, Vec<DatasetFault>> {
-    let mut report =
-        VerifyReport { shards: super::count(manifest.shards().len()), ..VerifyReport::default() };
+    let report = verify_chunks(store, manifest, manifest.chunks().iter(), threads).await?;
+    Ok(VerifyReport { shards: super::count(manifest.shards().len()), ..report })
+}
+
+/// As [`verify`], of one shard.
+pub(super) async fn verify_shard(
+    store: &Store,
+    manifest: &Manifest,
+    shard: ShardId,
+    threads: NonZeroUsize,
+) -> Result<(), Vec<DatasetFault>> {
+    // Chunks are in the order of their shards.
+    let chunks = manifest.chunks();
+    let first = chunks.partition_point(|chunk| chunk.shard < shard);
+    let end = chunks.partition_point(|chunk| chunk.shard <= shard);
+    verify_chunks(store, manifest, chunks[first..end].iter(), threads).await.map(|_| ())
+}
+
+async fn verify_chunks(
+    store: &Store,
+    manifest: &Manifest,
+    mut waiting: impl Iterator<Item = &Chunk>,
+    threads: NonZeroUsize,
+) -> Result<VerifyReport, Vec<DatasetFault>> {
+    let mut report = VerifyReport::default();
     let mut faults = Vec::new();
     let mut running = JoinSet::new();
-    let mut waiting = manifest.chunks().iter();
     loop {
         while running.len() < threads.get() && faults.len() < MAX_FAULTS {
             let Some(chunk) = waiting.next().copied() else { break };

@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Object, StoreError};
-use crate::dataset::{MAX_SHARDS, count, is_shard_name};
+use super::{Object, Store, StoreError};
+use crate::dataset::{MAX_SHARDS, count, index_of, is_shard_name};
 use crate::memory::Block;
 
 /// Directories below the root that are listed: shards lie flat or in a few levels of splits and dates.
@@ -18,6 +18,9 @@ pub const MAX_OBJECTS: usize = 2 * MAX_SHARDS;
 
 /// Files that stay open. On a network file system an open is a round trip; on all, descriptors are few.
 const MAX_OPEN_FILES: usize = 64;
+
+/// Bytes of a shard that are copied at a time.
+const COPY_BYTES: u64 = 4 << 20;
 
 /// A directory and its subdirectories.
 #[derive(Clone, Debug)]
@@ -80,7 +83,45 @@ impl DirectoryStore {
             write_now(&root.join(&object), &bytes)
                 .map_err(|source| StoreError::Write { name: object, source })
         });
-        done.await.unwrap_or_else(Err)
+        let written = done.await.unwrap_or_else(Err);
+        self.open.forget(name);
+        written
+    }
+
+    /// Copies a shard beside its final name, syncs it, and renames it.
+    pub async fn copy_from(&self, name: &str, bytes: u64, from: &Store) -> Result<(), StoreError> {
+        if !is_shard_name(name) {
+            return Err(StoreError::BadName { name: name.into() });
+        }
+        let path = self.root.join(name);
+        let opening = run_blocking(name, {
+            let path = path.clone();
+            move || Temporary::create(&path)
+        });
+        let failed = |source| StoreError::Write { name: name.into(), source };
+        let mut temporary = opening.await?.map_err(failed)?;
+        let mut block = Block::with_len(index_of(bytes.min(COPY_BYTES)));
+        let mut done = 0;
+        while done < bytes {
+            let len = (bytes - done).min(COPY_BYTES);
+            if count(block.len()) != len {
+                block = Block::with_len(index_of(len));
+            }
+            let (filled, read) = from.read(name, done, block).await;
+            read?;
+            let written = run_blocking(name, move || {
+                let result = temporary.file.write_all(&filled);
+                (temporary, filled, result)
+            });
+            let result;
+            (temporary, block, result) = written.await?;
+            result.map_err(failed)?;
+            done += len;
+        }
+        let done = run_blocking(name, move || temporary.persist(&path)).await?.map_err(failed);
+        // Whoever reads next opens the new file.
+        self.open.forget(name);
+        done
     }
 
     fn read_now(&self, name: &str, offset: u64, block: &mut [u8]) -> Result<(), StoreError> {
@@ -189,32 +230,52 @@ fn walk(directory: &Path, prefix: &str, depth: usize, objects: &mut Vec<Object>)
 }
 
 fn write_now(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut temporary = PathBuf::from(path);
-    let file_name = path.file_name().unwrap_or_default().to_string_lossy();
-    temporary.set_file_name(format!(".{file_name}.{}", std::process::id()));
-    let written = (|| {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
+    let mut temporary = Temporary::create(path)?;
+    temporary.file.write_all(bytes)?;
+    temporary.persist(path)
+}
+
+/// A file that is written beside its final name; dropped before it has that name, it is removed.
+struct Temporary {
+    file: File,
+    // None once it was renamed.
+    path: Option<PathBuf>,
+}
+
+impl Temporary {
+    fn create(path: &Path) -> io::Result<Self> {
+        let file_name = path.file_name().unwrap_or_default().to_string_lossy();
+        let temporary = path.with_file_name(format!(".{file_name}.{}", std::process::id()));
+        Ok(Self { file: File::create(&temporary)?, path: Some(temporary) })
+    }
+
+    fn persist(mut self, path: &Path) -> io::Result<()> {
+        self.file.sync_all()?;
+        if let Some(temporary) = &self.path {
+            fs::rename(temporary, path)?;
+        }
+        self.path = None;
         // The rename is durable once its directory is.
         path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
-    })();
-    if written.is_err() {
-        // It may not exist; the first error is the one to report.
-        drop(fs::remove_file(&temporary));
     }
-    written
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            // It may be gone; the first error is the one to report.
+            drop(fs::remove_file(path));
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Store;
 
     fn store() -> (tempfile::TempDir, Store) {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path().to_str().unwrap()).unwrap();
+        let store = Store::Directory(DirectoryStore::open(directory.path()).unwrap());
         (directory, store)
     }
 
@@ -276,7 +337,11 @@ mod tests {
                 assert_eq!(block[0], file);
             }
         }
-        let Store::Directory(inner) = &store;
+        #[cfg_attr(
+            not(any(feature = "ceph", feature = "s3")),
+            expect(irrefutable_let_patterns, reason = "it has features")
+        )]
+        let Store::Directory(inner) = &store else { panic!("{store:?}") };
         assert_eq!(inner.open.0.lock().unwrap().len(), MAX_OPEN_FILES);
     }
 
@@ -290,16 +355,35 @@ mod tests {
         assert_eq!(store.write("nowhere/x", Vec::new()).await.unwrap_err().code(), "write_failed");
     }
 
-    #[test]
-    fn addresses() {
+    #[tokio::test]
+    async fn copies_a_shard_whole_or_not_at_all() {
+        let ((here, source), (there, target)) = (store(), store());
+        let bytes: Vec<u8> = (0..COPY_BYTES + 5).map(|number| number.to_le_bytes()[0]).collect();
+        fs::write(here.path().join("a.bin"), &bytes).unwrap();
+        target.copy_from("a.bin", count(bytes.len()), &source).await.unwrap();
+        assert!(fs::read(there.path().join("a.bin")).unwrap() == bytes);
+        let short = target.copy_from("a.bin", count(bytes.len()) + 1, &source).await.unwrap_err();
+        assert_eq!(short.code(), "short_read");
+        assert_eq!(target.copy_from("../a.bin", 1, &source).await.unwrap_err().code(), "bad_name");
+        assert_eq!(fs::read_dir(there.path()).unwrap().count(), 1, "the temporary file is gone");
+        assert!(fs::read(there.path().join("a.bin")).unwrap() == bytes);
+    }
+
+    #[tokio::test]
+    async fn addresses() {
         let (directory, _) = store();
         let path = directory.path().to_str().unwrap();
-        Store::open(&format!("file://{path}")).unwrap();
-        let unknown = Store::open("s3://bucket/train").unwrap_err();
+        Store::open(&format!("file://{path}")).await.unwrap();
+        let unknown = Store::open("gs://bucket/train").await.unwrap_err();
         assert_eq!(unknown.code(), "unknown_scheme");
         assert!(unknown.to_string().contains("file://"), "{unknown}");
-        assert_eq!(Store::open(&format!("{path}/gone")).unwrap_err().code(), "open_failed");
+        assert_eq!(Store::open(&format!("{path}/gone")).await.unwrap_err().code(), "open_failed");
         fs::write(directory.path().join("file"), b"").unwrap();
-        assert_eq!(Store::open(&format!("{path}/file")).unwrap_err().code(), "open_failed");
+        assert_eq!(Store::open(&format!("{path}/file")).await.unwrap_err().code(), "open_failed");
+        #[cfg(not(feature = "ceph"))]
+        {
+            let error = Store::open("rados://pool/train").await.unwrap_err();
+            assert!(error.code() == "not_built" && error.to_string().contains("--features ceph"), "{error}");
+        }
     }
 }

@@ -3,12 +3,13 @@
 use std::num::NonZeroUsize;
 
 use datapath::dataset::index::{self, IndexOptions, Origin};
+use datapath::dataset::put::{self, PutReport, PutStep};
 use datapath::dataset::verify::{self, VerifyReport};
-use datapath::dataset::{Format, Manifest};
+use datapath::dataset::{FaultCode, Format, Manifest};
 use serde::Serialize;
 
 use super::order;
-use crate::cli::{DataCommand, Index, Source};
+use crate::cli::{DataCommand, Index, Put, Source};
 use crate::dataset::{self, faults_failure, index_options};
 use crate::error::{ExitCode, Failure};
 use crate::output::{Printer, bytes, table};
@@ -26,6 +27,7 @@ pub async fn run(command: DataCommand, printer: Printer) -> Result<ExitCode, Fai
                 Listing::new(&dataset::open(&source.source, &index_options(source.record)).await?.manifest);
             printer.data(&listing, list)?;
         }
+        DataCommand::Put(flags) => put(flags, printer).await?,
         DataCommand::Order(flags) => order::run(&flags, printer).await?,
     }
     Ok(ExitCode::Ok)
@@ -39,7 +41,7 @@ async fn index(flags: Index, printer: Printer) -> Result<(), Failure> {
         threads: threads.unwrap_or(defaults.threads),
         ..defaults
     };
-    let store = dataset::open_store(&source.source)?;
+    let store = dataset::open_store(&source.source).await?;
     let manifest =
         index::index(&store, &options).await.map_err(|faults| faults_failure(&source.source, &faults))?;
     if let Err(fault) = index::save(&store, &manifest).await {
@@ -62,6 +64,48 @@ async fn verify(source: Source, threads: Option<NonZeroUsize>, printer: Printer)
     printer.data(&report, |report| {
         let VerifyReport { shards, chunks, samples, bytes: read } = *report;
         format!("{samples} samples in {chunks} chunks of {shards} shards are intact ({})\n", bytes(read))
+    })
+}
+
+async fn put(flags: Put, printer: Printer) -> Result<(), Failure> {
+    let Put { source, target, threads } = flags;
+    let options = index_options(source.record);
+    let opened = dataset::open(&source.source, &options).await?;
+    let to = dataset::open_store(&target).await?;
+    let shards = opened.manifest.shards();
+    let news = |number: usize, step: PutStep| {
+        let Some(shard) = shards.get(number) else { return };
+        let what = match step {
+            PutStep::Comparing | PutStep::Copying => return,
+            PutStep::Kept => "is there already",
+            PutStep::Copied => "copied",
+        };
+        printer.note(format_args!(
+            "{}/{} {} {what} ({})",
+            number + 1,
+            shards.len(),
+            shard.name,
+            bytes(shard.bytes)
+        ));
+    };
+    let threads = threads.unwrap_or(options.threads);
+    let report = put::put(&opened.store, &opened.manifest, &to, threads, news).await.map_err(|faults| {
+        let mut failure = faults_failure(&target, &faults);
+        failure.message = format!("failed to put {} into {target}", source.source);
+        if faults.iter().any(|fault| fault.code == FaultCode::Unwritable) {
+            failure.code = ExitCode::CannotCreate;
+        }
+        if faults.iter().any(|fault| fault.code == FaultCode::SamePlace) {
+            failure.code = ExitCode::Usage;
+        }
+        failure
+    })?;
+    printer.data(&report, |report| {
+        let PutReport { shards, kept, copied_bytes, .. } = *report;
+        format!(
+            "{shards} shards are at {to}, every chunk compared: {kept} were there, {} copied\n",
+            bytes(copied_bytes)
+        )
     })
 }
 

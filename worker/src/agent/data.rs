@@ -240,7 +240,7 @@ async fn load_manifest(file: &ManifestFile) -> Result<Manifest, PreflightFault> 
 /// The manifest beside the data if there is one, else an index of it, made here and kept in memory: every worker of the
 /// job does the same, and the launcher compares what they found.
 async fn look_for_manifest(data: &DataConfig) -> Result<Manifest, Vec<PreflightFault>> {
-    let store = Store::open(&data.source).map_err(|error| vec![source_fault(&error)])?;
+    let store = Store::open(&data.source).await.map_err(|error| vec![source_fault(&error)])?;
     let layout =
         data.record.map(|record| RecordLayout { dtype: record.dtype, items: record.items, header_bytes: 0 });
     let items = data.record.map(|record| record.items);
@@ -271,7 +271,7 @@ fn read_file(path: &Path) -> io::Result<Vec<u8>> {
 
 /// Opens the store and reads one byte of it: what a missing mount or a wrong permission would refuse.
 async fn open_store(data: &DataConfig, manifest: &Manifest) -> Result<Store, PreflightFault> {
-    let store = Store::open(&data.source).map_err(|error| source_fault(&error))?;
+    let store = Store::open(&data.source).await.map_err(|error| source_fault(&error))?;
     if let Some(shard) = manifest.shards().iter().find(|shard| shard.bytes > 0) {
         let (_, read) = store.read(&shard.name, 0, Block::with_len(1)).await;
         read.map_err(|error| source_fault(&error))?;

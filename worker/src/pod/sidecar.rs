@@ -148,10 +148,13 @@ fn lay_out(shared: &Path) -> Result<(), Fault> {
     crate::python::unpack(&python).map_err(|error| fault(&python, error))
 }
 
-/// Copies this executable; whoever executes the copy sees all of it or none.
+/// Copies the executable for other images: `worker-exec` beside this one where this one needs libraries (`librados`), else
+/// this one itself. Whoever executes the copy sees all of it or none.
 fn install(target: &Path) -> io::Result<()> {
     let partial = target.with_extension("partial");
-    fs::copy("/proc/self/exe", &partial)?;
+    let own = Path::new("/proc/self/exe");
+    let beside = fs::read_link(own)?.with_file_name("worker-exec");
+    fs::copy(if beside.exists() { &beside } else { own }, &partial)?;
     fs::set_permissions(&partial, fs::Permissions::from_mode(0o755))?;
     fs::rename(&partial, target)
 }

@@ -8,6 +8,7 @@ use crate::dataset::tar::tests::archive;
 use crate::dataset::verify::{VerifyReport, verify};
 use crate::dataset::{Dtype, SampleId};
 use crate::integrity::crc32c;
+use crate::store::DirectoryStore;
 
 /// Names and contents.
 type Files<'a> = [(&'a str, &'a [u8])];
@@ -25,7 +26,7 @@ impl Dataset {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
         }
-        let store = Store::open(directory.path().to_str().unwrap()).unwrap();
+        let store = Store::Directory(DirectoryStore::open(directory.path()).unwrap());
         Self { directory, store }
     }
 
@@ -264,7 +265,7 @@ async fn every_kind_of_damage_is_found_and_placed() {
     fs::write(&path, &intact[..intact.len() / 2]).unwrap();
     fs::remove_file(dataset.path("train/002.tar")).unwrap();
     // Another store, since this one still has the removed file open.
-    let store = Store::open(dataset.directory.path().to_str().unwrap()).unwrap();
+    let store = Store::Directory(DirectoryStore::open(dataset.directory.path()).unwrap());
     let faults = verify(&store, &manifest, NonZeroUsize::MIN).await.unwrap_err();
     let codes: Vec<_> = faults.iter().map(|fault| (fault.shard.as_deref().unwrap(), fault.code)).collect();
     assert_eq!(codes[0], ("train/001.tar", FaultCode::Truncated));

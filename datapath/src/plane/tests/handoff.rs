@@ -5,6 +5,7 @@ use tokio::time::timeout;
 
 use super::trainer::{Descriptor, Trainer};
 use super::*;
+use crate::cache::need;
 use crate::fault;
 
 /// Something that no trainer may do, given the first descriptor.
@@ -110,6 +111,28 @@ async fn a_stopped_trainer_stops_the_reading() {
     assert!(before.store_bytes <= 2 * CACHE, "{before:?}");
     assert_eq!(before.batches, 3);
     assert!(plane.cache.bytes() <= CACHE);
+}
+
+/// Chunks that are needed later never take the room of those that are needed before: with room for two windows, as jobs
+/// have it, every chunk is read once per epoch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_windows_of_room_are_enough_to_read_each_chunk_once() {
+    let size = Size { samples: 4000, sample_bytes: 700, samples_per_chunk: 8, chunks_per_shard: 50 };
+    let dataset = Dataset::records(size);
+    let order = order(&dataset, 10, Remainder::Drop);
+    let room = need(&dataset.manifest, order.spec().shuffle, NonZeroU32::MIN).ahead;
+    assert!(room < dataset.stored_bytes() / 10);
+    let group = Group::start(&dataset, &order, 1, room).await;
+    let config = group.feed_config(0, 1, 1);
+    let name = config.socket.clone();
+    let mut feed = group.planes[0].feed(config).await.unwrap();
+    let events = tokio::spawn(async move { while feed.events.recv().await.is_some() {} });
+    let batches = trainer(move || Trainer::attach(&name).consume()).await;
+    assert_eq!(batches.len(), 400);
+    events.abort();
+    let counters = group.planes[0].counters();
+    assert_eq!(counters.cache_rereads, 0, "{counters:?}");
+    assert_eq!(counters.store_bytes, dataset.stored_bytes(), "{counters:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

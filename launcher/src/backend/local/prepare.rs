@@ -59,6 +59,11 @@ pub(super) async fn prepare(job: &Job) -> Result<Prepared, Failure> {
 }
 
 async fn prepare_data(job: &Job, data: &Data) -> Result<PreparedData, Failure> {
+    if data.secret.is_some() {
+        let message = "failed to read spec.data.secret: it names a Secret of a cluster, and this job runs on one machine";
+        return Err(Failure::new(ExitCode::JobFile, message)
+            .hint("name a folder with the credentials in the source (?credentials=FOLDER), or submit it --on kubernetes"));
+    }
     let manifest = dataset::open(&data.source, &dataset::index_options(data.record)).await?.manifest;
     let order = Order::new(&manifest, data.order)
         .map_err(|error| Failure::from_error(ExitCode::Data, &error).hint("lower data.globalBatch"))?;

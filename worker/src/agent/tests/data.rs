@@ -34,7 +34,7 @@ async fn dataset(folder: &Path) -> (DataConfig, Order) {
     let layout = RecordLayout { dtype: Dtype::U32, items: 4, header_bytes: 0 };
     let source = shards.display().to_string();
     let options = IndexOptions { record: Some(layout), chunk_bytes: 1 << 10, ..IndexOptions::default() };
-    let table = index(&Store::open(&source).unwrap(), &options).await.unwrap();
+    let table = index(&Store::open(&source).await.unwrap(), &options).await.unwrap();
     let path = folder.join("slipway.manifest");
     fs::write(&path, manifest::encode(&table)).unwrap();
     let shuffle = Shuffle::Window { chunks: NonZeroU32::new(4).unwrap() };
