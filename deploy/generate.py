@@ -66,7 +66,7 @@ DEPLOYMENT = [
         f"            - --leader-election-namespace={NAMESPACE}\n",
         "            - --leader-election-namespace={{ .Release.Namespace }}\n"
         "            {{- with .Values.watchNamespace }}\n"
-        "            - --namespace={{ . }}\n"
+        "            - --watch-namespace={{ . }}\n"
         "            {{- end }}\n"
         "            {{- range $role, $label := .Values.levels }}\n"
         "            - --level={{ $role }}={{ $label }}\n"

@@ -14,7 +14,7 @@ use datapath::dataset::index::{IndexOptions, index};
 use datapath::dataset::manifest::{decode, encode};
 use datapath::dataset::verify::verify;
 use datapath::dataset::{Dtype, RecordLayout};
-use datapath::store::Store;
+use datapath::store::{DirectoryStore, Store};
 
 const SHARDS: usize = 2;
 const SHARD_BYTES: usize = 64 << 20;
@@ -68,7 +68,7 @@ fn manifest(criterion: &mut Criterion) {
         } else {
             write_records(directory.path());
         }
-        let store = Store::open(directory.path().to_str().unwrap()).unwrap();
+        let store = Store::Directory(DirectoryStore::open(directory.path()).unwrap());
         let record = Some(RecordLayout { dtype: Dtype::U16, items: 2048, header_bytes: 0 });
         let options = IndexOptions { record, threads: NonZeroUsize::MIN, ..IndexOptions::default() };
         let made = runtime.block_on(index(&store, &options)).unwrap();

@@ -9,7 +9,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use datapath::dataset::index::{IndexOptions, index};
 use datapath::dataset::{Dtype, Manifest, RecordLayout};
 use datapath::order::{Consumer, Order, OrderDigest, OrderSpec, Remainder, Shuffle};
-use datapath::store::Store;
+use datapath::store::{DirectoryStore, Store};
 
 const SAMPLES: usize = 10_000_000;
 const GLOBAL_BATCH: u32 = 8192;
@@ -18,7 +18,7 @@ const GLOBAL_BATCH: u32 = 8192;
 fn dataset() -> Manifest {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("a.bin"), vec![0; SAMPLES * 4]).unwrap();
-    let store = Store::open(directory.path().to_str().unwrap()).unwrap();
+    let store = Store::Directory(DirectoryStore::open(directory.path()).unwrap());
     let record = Some(RecordLayout { dtype: Dtype::U32, items: 1, header_bytes: 0 });
     let options = IndexOptions { record, chunk_bytes: 16 << 10, ..IndexOptions::default() };
     let runtime = tokio::runtime::Builder::new_multi_thread().build().unwrap();

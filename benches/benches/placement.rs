@@ -69,6 +69,7 @@ fn request(rack: Rack) -> Request {
         rack,
         block: Rack::Any,
         exclude: BTreeMap::new(),
+        shunned: BTreeMap::new(),
         node_selector: BTreeMap::new(),
         tolerations: Vec::new(),
         placed: BTreeMap::new(),

@@ -207,6 +207,9 @@ pub struct Placement {
 pub struct Data {
     /// An absolute path or a store's URL.
     pub source: String,
+    /// The cluster's Secret with the store's credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
     /// The order; its global batch is no smaller than the number of ranks.
     pub order: OrderSpec,
     /// How often the data is gone through.

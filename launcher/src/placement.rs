@@ -52,6 +52,8 @@ pub struct Request {
     pub block: Rack,
     /// Hosts that are not used, each with the reason that a refusal says.
     pub exclude: BTreeMap<String, String>,
+    /// Hosts that are not used for a while, and why.
+    pub shunned: BTreeMap<String, String>,
     /// Only hosts with these labels.
     pub node_selector: BTreeMap<String, String>,
     /// Taints that are borne.
@@ -115,6 +117,7 @@ impl Request {
             strategy: job.placement.strategy,
             rack: job.placement.rack,
             block: job.placement.block,
+            shunned: BTreeMap::new(),
             exclude: exclude
                 .map(|host| (host.clone(), "excluded by spec.placement.exclude".to_owned()))
                 .collect(),

@@ -37,9 +37,13 @@ fn every_example_is_a_job_for_a_cluster() {
     assert!(examples.len() >= 4, "the examples are gone: {examples:?}");
     for (name, job) in &examples {
         assert!(job.pod.image.is_some(), "{name} has no image, and a cluster needs one");
-        let source = &job.data.as_ref().unwrap().source;
+        let data = job.data.as_ref().unwrap();
+        let source = &data.source;
         let mounted = job.pod.volumes.iter().any(|volume| Path::new(source).starts_with(&volume.mount_path));
-        assert!(mounted, "{name}: the data at {source} lies in no volume");
+        assert!(
+            mounted || data.secret.is_some(),
+            "{name}: the data at {source} lies in no volume and no store"
+        );
         let checkpoints = job.pod.checkpoints.as_ref().unwrap();
         let writable = job
             .pod
@@ -57,6 +61,7 @@ fn the_examples_show_what_their_names_say() {
     assert_eq!(job("digits").resources.locality, Locality::None);
     assert_eq!(job("numa").resources.locality, Locality::Numa);
     assert_eq!(job("pcie").resources.locality, Locality::Pcie);
+    assert_eq!(job("bucket").data.as_ref().unwrap().secret.as_deref(), Some("digits-reader"));
     let spares = job("spares");
     assert!(spares.workers.spares > 0 && spares.workers.min < spares.workers.count);
 }

@@ -71,10 +71,22 @@ fn resolve_resources(spec: ResourcesSpec) -> Result<Resources, UnitError> {
 }
 
 fn resolve_data(spec: DataSpec, folder: &Path) -> Result<Data, UnitError> {
-    let DataSpec { source, global_batch, epochs, seed, shuffle, remainder, memory, transport, record } = spec;
+    let DataSpec {
+        source,
+        secret,
+        global_batch,
+        epochs,
+        seed,
+        shuffle,
+        remainder,
+        memory,
+        transport,
+        record,
+    } = spec;
     let chunks = shuffle.chunks.map_or(Ok(SHUFFLE_CHUNKS_DEFAULT), positive)?;
     Ok(Data {
         source: absolute_source(&source, folder),
+        secret,
         order: OrderSpec {
             seed,
             global_batch: positive(global_batch)?,

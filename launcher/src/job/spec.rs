@@ -241,6 +241,10 @@ pub struct DataSpec {
     /// A folder of shards (tar, `.npy` or `.bin`), relative to the job file's folder, or a store's URL.
     #[schemars(length(min = 1))]
     pub source: String,
+    /// On a cluster: the Secret of the job's namespace that has the store's credentials. Only sidecars see it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub secret: Option<String>,
     /// Samples of one step, over all ranks.
     #[schemars(range(min = 1))]
     pub global_batch: u32,

@@ -5,6 +5,9 @@
 
 use std::collections::BTreeSet;
 
+use datapath::store::StoreError;
+use datapath::store::address::Address;
+
 pub mod build;
 pub mod cluster;
 mod pod;
@@ -280,6 +283,30 @@ impl<'a> Rules<'a> {
                 self.fault(&node.place, "spec.data.source", "must not be empty", "name a folder of shards");
             }
             self.without_nul("spec.data.source", std::iter::once(node));
+            if let Err(StoreError::BadAddress { what, .. }) = Address::parse(source) {
+                self.fault(&node.place, "spec.data.source", "is no address", what);
+            }
+            self.data_secret(source);
+        }
+    }
+
+    /// The Secret with the store's credentials.
+    fn data_secret(&mut self, source: &str) {
+        let path = "spec.data.secret";
+        let Some((node, name)) = self.text(path) else { return };
+        self.object_name(&node.place, path, name);
+        self.no_identities(&node.place, path, name);
+        match Address::parse(source) {
+            Ok(Address::Directory(_)) => {
+                let hint = "make a volume of it in spec.pod.volumes, or remove it";
+                self.fault(&node.place, path, "is for rados:// and s3://, and the source is a folder", hint);
+            }
+            Ok(address) if address.credentials().is_some() => {
+                let message = "is one place of credentials, and the source names another";
+                self.fault(&node.place, path, message, "remove one of them");
+            }
+            // What is wrong with the address is said of it.
+            _ => {}
         }
     }
 

@@ -1,6 +1,7 @@
 //! Whether a host may be used at all, before its amounts are looked at (pure).
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 use super::order::same_rack_order;
 use super::{Request, Unplaceable};
@@ -40,8 +41,9 @@ pub(super) fn fence<'a>(cluster: &'a Cluster, request: &Request) -> Result<Fence
         let wanted = u32::try_from(request.workers.len()).unwrap_or(u32::MAX);
         Err(Unplaceable { wanted, placed: 0, reasons: vec![reason], never })
     };
+    let hosts: BTreeMap<&str, &Host> = cluster.hosts.iter().map(|host| (host.name.as_str(), host)).collect();
     for (worker, name) in &request.placed {
-        let Some(host) = cluster.hosts.iter().find(|host| host.name == *name) else {
+        let Some(host) = hosts.get(name.as_str()) else {
             return refuse(format!("worker {worker} is on {name}, which is not in the cluster now"), false);
         };
         let at = &host.fabric;
@@ -72,6 +74,9 @@ pub(super) fn fence<'a>(cluster: &'a Cluster, request: &Request) -> Result<Fence
 /// Why not.
 pub(super) fn admit(host: &Host, request: &Request, fence: Fence<'_>, view: View) -> Result<bool, String> {
     if let Some(why) = request.exclude.get(&host.name) {
+        return Err(why.clone());
+    }
+    if let (Some(why), View::Now) = (request.shunned.get(&host.name), view) {
         return Err(why.clone());
     }
     if let (Some(why), View::Now) = (&host.closed, view) {

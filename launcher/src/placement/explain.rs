@@ -163,7 +163,8 @@ fn on_nodes(host: &Host, ask: &Ask<'_>, together: Together) -> String {
     for thing in &asked {
         let each = thing.each(ask);
         if host.numa.iter().all(|node| of_node(node, *thing) < each) {
-            let sum: u64 = host.numa.iter().map(|node| thing.of_node(host, node, ask, View::Now)).sum();
+            let sum = host.numa.iter().map(|node| thing.of_node(host, node, ask, View::Now));
+            let sum = sum.fold(0, u64::saturating_add);
             let (sum, each) = (amount(*thing, sum), amount(*thing, each));
             let free = if *thing == Thing::Pairs {
                 format!("{sum} {} free", word(*thing))

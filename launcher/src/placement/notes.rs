@@ -20,7 +20,8 @@ pub(super) fn notes(cluster: &Cluster, request: &Request, ask: &Ask<'_>, takes: 
         notes.push(format!("{wanted} workers share {cpus} CPUs"));
     }
     notes.extend(devices(cluster, request, ask));
-    let placed = cluster.hosts.iter().filter(|host| request.placed.values().any(|name| *name == host.name));
+    let names: BTreeSet<&str> = request.placed.values().map(String::as_str).collect();
+    let placed = cluster.hosts.iter().filter(|host| names.contains(host.name.as_str()));
     let all: Vec<&Host> = used.iter().copied().chain(placed).collect();
     notes.extend(spans("block", request.block, &all, |fabric| {
         fabric.block.as_deref().map(|block| (None, block))

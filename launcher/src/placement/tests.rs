@@ -47,6 +47,7 @@ fn request(workers: u32, cpus: Option<u32>) -> Request {
         rack: Rack::Preferred,
         block: Rack::Any,
         exclude: BTreeMap::new(),
+        shunned: BTreeMap::new(),
         node_selector: BTreeMap::new(),
         tolerations: Vec::new(),
         placed: BTreeMap::new(),
@@ -109,6 +110,11 @@ fn all_or_none_with_a_reason_for_each_host() {
         place(&cluster, &wanted).unwrap_err().reasons,
         ["a: excluded by spec.placement.exclude", "b: 1 of 1 CPUs free, 2 for each worker"]
     );
+    // What lasts a while only keeps a job from its places now.
+    let never = |request: &Request| place(&cluster, request).unwrap_err().never;
+    assert!(never(&wanted));
+    wanted.shunned = std::mem::take(&mut wanted.exclude);
+    assert!(!never(&wanted));
     wanted = request(1, None);
     wanted.need.memory_bytes = 101;
     let refused = place(&cluster, &wanted).unwrap_err();

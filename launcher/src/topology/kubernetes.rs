@@ -63,6 +63,14 @@ pub struct Held {
     pub numa: Option<u32>,
     /// What it holds, itself (`pods: 1`) included.
     pub amounts: Amounts,
+    /// Its CPUs are not whole ones, so they are on no NUMA node.
+    pub shares_cpus: bool,
+    /// Its GPUs and NICs of these names are pairs behind one PCIe root each.
+    pub pairs: Option<(String, String)>,
+    /// `NodeResourceTopology` counts it already.
+    pub in_zones: bool,
+    /// Its `ResourceClaim`s are known to be allocated.
+    pub in_claims: bool,
 }
 
 /// Which labels are the fabric's levels.
@@ -226,7 +234,8 @@ fn say_what_is_unknown(
     };
     if !host.numa.is_empty() {
         for (name, count) in offers(|_| true) {
-            let placed: u32 = host.numa.iter().map(|node| node.capacity.device(name)).sum();
+            let placed = host.numa.iter().map(|node| node.capacity.device(name));
+            let placed = placed.fold(0, u32::saturating_add);
             if placed < *count {
                 say(format!(
                     "the NUMA node of {} {name} is unknown ({})",

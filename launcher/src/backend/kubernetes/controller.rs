@@ -92,19 +92,23 @@ impl std::fmt::Debug for Controller {
     }
 }
 
+/// A job's namespace and uid. Both, because a pod says by labels whose it is, and anybody may write labels in a namespace of
+/// his own.
+type JobId = (String, String);
+
 #[derive(Default)]
 struct Jobs {
-    known: BTreeMap<String, TrainingJob>,
-    handles: BTreeMap<String, Handle>,
-    listed: Option<BTreeMap<String, TrainingJob>>,
+    known: BTreeMap<JobId, TrainingJob>,
+    handles: BTreeMap<JobId, Handle>,
+    listed: Option<BTreeMap<JobId, TrainingJob>>,
     is_filled: bool,
 }
 
 #[derive(Default)]
 struct Pods {
-    /// By the uid of the job, then by name.
-    known: BTreeMap<String, BTreeMap<String, PodView>>,
-    listed: Option<Vec<(String, PodView)>>,
+    /// By job, then by name.
+    known: BTreeMap<JobId, BTreeMap<String, PodView>>,
+    listed: Option<Vec<(JobId, PodView)>>,
     is_filled: bool,
 }
 
@@ -167,15 +171,15 @@ impl Controller {
         match event {
             Event::Init => self.jobs.listed = Some(BTreeMap::new()),
             Event::InitApply(job) => {
-                if let (Some(listed), Some(uid)) = (&mut self.jobs.listed, job.uid()) {
-                    listed.insert(uid, job);
+                if let (Some(listed), Some(id)) = (&mut self.jobs.listed, id_of(&job)) {
+                    listed.insert(id, job);
                 }
             }
             Event::InitDone => {
                 let listed = self.jobs.listed.take().unwrap_or_default();
-                let gone = self.jobs.known.keys().filter(|uid| !listed.contains_key(*uid)).cloned();
-                for uid in gone.collect::<Vec<_>>() {
-                    self.deleted(&uid).await;
+                let gone = self.jobs.known.keys().filter(|id| !listed.contains_key(*id)).cloned();
+                for id in gone.collect::<Vec<_>>() {
+                    self.deleted(&id).await;
                 }
                 self.jobs.is_filled = true;
                 for job in listed.into_values() {
@@ -184,40 +188,40 @@ impl Controller {
             }
             Event::Apply(job) => self.applied(job).await,
             Event::Delete(job) => {
-                if let Some(uid) = job.uid() {
-                    self.deleted(&uid).await;
+                if let Some(id) = id_of(&job) {
+                    self.deleted(&id).await;
                 }
             }
         }
     }
 
     async fn applied(&mut self, job: TrainingJob) {
-        let Some(uid) = job.uid() else { return };
-        self.jobs.known.insert(uid.clone(), job.clone());
-        match self.jobs.handles.get(&uid) {
+        let Some(id) = id_of(&job) else { return };
+        self.jobs.known.insert(id.clone(), job.clone());
+        match self.jobs.handles.get(&id) {
             Some(handle) => send(handle, Signal::Resource(Box::new(job))).await,
-            None => self.begin(&uid).await,
+            None => self.begin(&id).await,
         }
     }
 
-    async fn deleted(&mut self, uid: &str) {
-        self.jobs.known.remove(uid);
-        if let Some(handle) = self.jobs.handles.get(uid) {
+    async fn deleted(&mut self, id: &JobId) {
+        self.jobs.known.remove(id);
+        if let Some(handle) = self.jobs.handles.get(id) {
             send(handle, Signal::Deleted).await;
         }
     }
 
     /// Starts a job's actor, once all of its pods are known.
-    async fn begin(&mut self, uid: &str) {
+    async fn begin(&mut self, id: &JobId) {
         if !self.pods.is_filled || !self.jobs.is_filled {
             return;
         }
-        let Some(job) = self.jobs.known.get(uid) else { return };
+        let Some(job) = self.jobs.known.get(id) else { return };
         let Some(handle) = job::start(Arc::clone(&self.context), job.clone()) else { return };
-        for pod in self.pods.known.get(uid).into_iter().flat_map(BTreeMap::values) {
+        for pod in self.pods.known.get(id).into_iter().flat_map(BTreeMap::values) {
             send(&handle, Signal::Pod(Box::new(pod.clone()))).await;
         }
-        self.jobs.handles.insert(uid.to_owned(), handle);
+        self.jobs.handles.insert(id.clone(), handle);
     }
 
     async fn worker(&mut self, event: Event<Pod>) {
@@ -230,57 +234,57 @@ impl Controller {
             }
             Event::InitDone => {
                 let listed = self.pods.listed.take().unwrap_or_default();
-                let there: BTreeSet<(&str, &str)> =
-                    listed.iter().map(|(uid, pod)| (uid.as_str(), pod.name.as_str())).collect();
+                let there: BTreeSet<(&JobId, &str)> =
+                    listed.iter().map(|(id, pod)| (id, pod.name.as_str())).collect();
                 let known = self.pods.known.iter();
-                let gone: Vec<(String, String)> = known
-                    .flat_map(|(uid, pods)| pods.keys().map(move |name| (uid.clone(), name.clone())))
-                    .filter(|(uid, name)| !there.contains(&(uid.as_str(), name.as_str())))
+                let gone: Vec<(JobId, String)> = known
+                    .flat_map(|(id, pods)| pods.keys().map(move |name| (id.clone(), name.clone())))
+                    .filter(|(id, name)| !there.contains(&(id, name.as_str())))
                     .collect();
-                for (uid, name) in gone {
-                    self.pod_gone(&uid, &name).await;
+                for (id, name) in gone {
+                    self.pod_gone(&id, &name).await;
                 }
-                for (uid, pod) in listed {
-                    self.pod_seen(&uid, pod).await;
+                for (id, pod) in listed {
+                    self.pod_seen(&id, pod).await;
                 }
                 self.pods.is_filled = true;
-                for uid in self.jobs.known.keys().cloned().collect::<Vec<_>>() {
-                    if !self.jobs.handles.contains_key(&uid) {
-                        self.begin(&uid).await;
+                for id in self.jobs.known.keys().cloned().collect::<Vec<_>>() {
+                    if !self.jobs.handles.contains_key(&id) {
+                        self.begin(&id).await;
                     }
                 }
             }
             Event::Apply(pod) => {
-                if let Some((uid, pod)) = view(&pod) {
-                    self.pod_seen(&uid, pod).await;
+                if let Some((id, pod)) = view(&pod) {
+                    self.pod_seen(&id, pod).await;
                 }
             }
             Event::Delete(pod) => {
-                if let Some((uid, pod)) = view(&pod) {
-                    self.pod_gone(&uid, &pod.name).await;
+                if let Some((id, pod)) = view(&pod) {
+                    self.pod_gone(&id, &pod.name).await;
                 }
             }
         }
     }
 
-    async fn pod_seen(&mut self, uid: &str, pod: PodView) {
-        let pods = self.pods.known.entry(uid.to_owned()).or_default();
+    async fn pod_seen(&mut self, id: &JobId, pod: PodView) {
+        let pods = self.pods.known.entry(id.clone()).or_default();
         if pods.insert(pod.name.clone(), pod.clone()).as_ref() == Some(&pod) {
             return;
         }
-        if let Some(handle) = self.jobs.handles.get(uid) {
+        if let Some(handle) = self.jobs.handles.get(id) {
             send(handle, Signal::Pod(Box::new(pod))).await;
         }
     }
 
-    async fn pod_gone(&mut self, uid: &str, name: &str) {
-        if let Some(pods) = self.pods.known.get_mut(uid) {
+    async fn pod_gone(&mut self, id: &JobId, name: &str) {
+        if let Some(pods) = self.pods.known.get_mut(id) {
             pods.remove(name);
             if pods.is_empty() {
-                self.pods.known.remove(uid);
+                self.pods.known.remove(id);
             }
         }
-        if let Some(handle) = self.jobs.handles.get(uid) {
+        if let Some(handle) = self.jobs.handles.get(id) {
             send(handle, Signal::PodGone(name.to_owned())).await;
         }
     }
@@ -297,9 +301,9 @@ impl Controller {
         for (phase, count) in phases {
             self.context.metrics.jobs.get_or_create(&PhaseLabel { phase }).set(count);
         }
-        for uid in self.jobs.known.keys().cloned().collect::<Vec<_>>() {
-            if !self.jobs.handles.contains_key(&uid) {
-                self.begin(&uid).await;
+        for id in self.jobs.known.keys().cloned().collect::<Vec<_>>() {
+            if !self.jobs.handles.contains_key(&id) {
+                self.begin(&id).await;
             }
         }
     }
@@ -310,7 +314,18 @@ async fn send(handle: &Handle, signal: Signal) {
     let _ = handle.signals.send(signal).await;
 }
 
-fn view(pod: &Pod) -> Option<(String, PodView)> {
+fn id_of(job: &TrainingJob) -> Option<JobId> {
+    Some((job.namespace()?, job.uid()?))
+}
+
+/// Whose pod it is, and what is known of it. A pod with our labels that no Job made is none of ours: the policy
+/// `slipway-workers` refuses those, where it is installed.
+fn view(pod: &Pod) -> Option<(JobId, PodView)> {
     let uid = pod.metadata.labels.as_ref()?.get(names::LABEL_UID)?.clone();
-    Some((uid, PodView::of(pod)?))
+    let mut owners = pod.metadata.owner_references.iter().flatten();
+    let is_made = owners.any(|owner| owner.controller == Some(true) && owner.kind == "Job");
+    if !is_made {
+        return None;
+    }
+    Some(((pod.namespace()?, uid), PodView::of(pod)?))
 }

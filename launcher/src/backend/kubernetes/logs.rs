@@ -189,6 +189,8 @@ mod tests {
             is_gated: false,
             host: None,
             placed: None,
+            created: 0,
+            is_admitted: true,
             stage: PodStage::Running,
             is_leaving: false,
             trouble: String::new(),

@@ -109,7 +109,8 @@ pub fn job(object: &TrainingJob) -> Result<Job, Faults> {
 }
 
 fn is_foreign(key: &str) -> bool {
-    let Some((domain, _)) = key.split_once('/') else { return false };
+    // What the Job controller wrote on its pods before labels had domains, and still does.
+    let Some((domain, _)) = key.split_once('/') else { return ["job-name", "controller-uid"].contains(&key) };
     FOREIGN_DOMAINS.iter().any(|foreign| {
         domain.strip_suffix(foreign).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     })

@@ -9,9 +9,10 @@ use crate::job::source::{Node, Value};
 /// The fields of a volume that say what it is; exactly one of them is given.
 const VOLUME_SOURCES: [&str; 6] = ["claim", "hostPath", "configMap", "secret", "image", "nfs"];
 /// Folders of a pod that are Slipway's own, with all below them.
-const OWN_FOLDERS: [&str; 4] = ["/slipway", "/slipway-config", "/slipway-identity", "/dev/shm"];
-/// What a volume above it would hide from the sidecar, which sees the same volumes.
-const OWN_PROGRAM: &str = "/usr/bin/worker";
+const OWN_FOLDERS: [&str; 5] =
+    ["/slipway", "/slipway-config", "/slipway-data", "/slipway-identity", "/dev/shm"];
+/// What a volume above one would hide from the sidecar, which sees the same volumes.
+const OWN_PROGRAMS: [&str; 3] = ["/usr/bin/worker", "/usr/bin/worker-memlock", "/usr/bin/worker-exec"];
 /// What names of Slipway's own volumes begin with.
 const OWN_VOLUMES: &str = "slipway";
 /// The largest user number that Kubernetes accepts.
@@ -109,7 +110,7 @@ impl<'a> Rules<'a> {
                 let path = format!("{path}.mountPath");
                 self.folder(&node.place, &path, folder);
                 let own = OWN_FOLDERS.iter().any(|own| is_below(folder, own));
-                if own || is_below(OWN_PROGRAM, folder) {
+                if own || OWN_PROGRAMS.iter().any(|program| is_below(program, folder)) {
                     let message = "would hide what Slipway keeps there";
                     self.fault(&node.place, &path, message, "mount it elsewhere, for example at /data");
                 }
@@ -141,6 +142,9 @@ impl<'a> Rules<'a> {
         for key in ["claim", "configMap", "secret"] {
             if let Some((node, name)) = self.text_of(volume, path, key) {
                 self.object_name(&node.place, &format!("{path}.{key}"), name);
+                if key == "secret" {
+                    self.no_identities(&node.place, &format!("{path}.{key}"), name);
+                }
             }
         }
         if let Some((node, folder)) = self.text_of(volume, path, "hostPath") {
@@ -283,9 +287,23 @@ impl<'a> Rules<'a> {
     }
 
     /// RFC 1123 subdomains: what most objects are called.
-    fn object_name(&mut self, place: &Place, path: &str, name: &str) {
+    pub(super) fn object_name(&mut self, place: &Place, path: &str, name: &str) {
         if let Err(hint) = name.split('.').try_for_each(|part| dns_label(part, 63)) {
             self.fault(place, path, format!("{name:?} is no name of a Kubernetes object"), hint);
+        }
+    }
+
+    /// Certificates by which workers know each other are in Secrets of such names; the cluster's policies say the same.
+    pub(super) fn no_identities(&mut self, place: &Place, path: &str, name: &str) {
+        let is_numbered = |name: &str| {
+            let (rest, number) = name.rsplit_once('-').unwrap_or_default();
+            rest.ends_with("-identities")
+                && !number.is_empty()
+                && number.bytes().all(|byte| byte.is_ascii_digit())
+        };
+        if name.ends_with("-authority") || is_numbered(name) {
+            let message = format!("{name} is a name for Secrets with certificates of a job");
+            self.fault(place, path, message, "name the Secret otherwise");
         }
     }
 
@@ -294,6 +312,9 @@ impl<'a> Rules<'a> {
             self.fault(place, path, format!("{folder} is no absolute path"), "begin it with /");
         } else if folder.split('/').any(|part| part == "..") {
             self.fault(place, path, format!("{folder} goes up (..)"), "write the path that is meant");
+        } else if folder.contains("//") || folder.split('/').any(|part| part == ".") {
+            let message = format!("{folder} has a part that is empty or a dot");
+            self.fault(place, path, message, "write the path without it");
         }
     }
 }

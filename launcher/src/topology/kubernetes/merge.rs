@@ -4,16 +4,19 @@
 //! The rule, for each resource of the host and of each of its NUMA nodes:
 //!
 //! ```text
-//! free = min(what its source says is free, what is offered − what the pods that we know of hold)
+//! free = min(what its source says is free − what pods of ours hold that the source has not seen,
+//!            what is offered − what all pods that we know of hold)
 //! ```
 //!
-//! NodeResourceTopology is up to a minute old, and an allocation is written some time after we placed the pod. As long as
-//! the source has not seen a pod of ours, the right side is the smaller one; once it has, the left side counts it along
-//! with everybody else's. To subtract our pods from what the source says is free would count each twice for all its
-//! life. What the rule misses is a pod of somebody else within the source's delay, together with one of ours that it has
-//! not seen either: then the kubelet refuses the pod, and it is placed anew.
+//! NodeResourceTopology is up to a minute old, and an allocation is written some time after we placed the pod. Whether a
+//! source has seen a pod is told by [`Held`], with time to spare: for that long a pod may count twice, and never not at all.
+//! What the rule misses is a pod of somebody else within the source's delay: then the kubelet refuses ours, and it is placed
+//! anew.
+//!
+//! Where it is not known which NUMA node or PCIe root an unseen pod's part comes from, it is taken from each that it may
+//! come from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Held;
 use super::slices::{Device, What};
@@ -75,27 +78,116 @@ pub(super) fn merge(host: &mut Host, beside: &Beside<'_>) {
             more(&mut available.devices, &device.name, u32::from(device.free));
         }
     }
-    let held_by = |numa: Option<u32>| {
-        let mut sum = Amounts::default();
-        let alone = nodes.len() <= 1;
-        let counts = |held: &&Held| numa.is_none() || held.numa == numa || held.numa.is_none() && alone;
-        beside.held.iter().filter(counts).for_each(|held| add(&mut sum, &held.amounts));
-        sum
+    let by_claims = beside.devices.iter().filter(|device| matches!(device.what, What::Device(_)));
+    let sight = Sight {
+        held: beside.held,
+        has_zones: beside.zones.is_some(),
+        knows_cpus,
+        by_claims: by_claims.map(|device| device.name.as_str()).collect(),
+        is_one_node: nodes.len() <= 1,
     };
-    host.free = bounded(&available, &offered, &held_by(None));
-    let numa = nodes.iter().map(|(id, node)| NumaNode {
-        id: *id,
+    host.free = sight.bounded(&available, &offered, None);
+    for (id, node) in &mut nodes {
+        for held in
+            beside.held.iter().filter(|held| !held.in_claims && held.numa.is_none_or(|numa| numa == *id))
+        {
+            from_roots(&mut node.roots, held);
+        }
+    }
+    let numa = nodes.into_iter().map(|(id, node)| NumaNode {
+        id,
         cpus: Vec::new(),
-        free: bounded(&node.available, &node.offered, &held_by(Some(*id))),
-        capacity: node.capacity.clone(),
-        roots: node.roots.values().cloned().collect(),
+        free: sight.bounded(&node.available, &node.offered, Some(id)),
+        capacity: node.capacity,
+        roots: node.roots.into_values().collect(),
     });
     host.numa = numa.collect();
 }
 
-/// The rule of this file.
-fn bounded(available: &Amounts, offered: &Amounts, held: &Amounts) -> Amounts {
-    zip(available, &zip(offered, held, u64::saturating_sub), u64::min)
+/// What is known of pods that hold something, and which sources could have seen it.
+struct Sight<'a> {
+    held: &'a [Held],
+    /// There is a source that looks at the node itself.
+    has_zones: bool,
+    /// It is the one that tells of CPUs.
+    knows_cpus: bool,
+    /// Devices whose claims tell who has them.
+    by_claims: BTreeSet<&'a str>,
+    /// What lies on the host lies on its only node.
+    is_one_node: bool,
+}
+
+impl Sight<'_> {
+    /// The rule of this file, for the host or one of its NUMA nodes.
+    fn bounded(&self, available: &Amounts, offered: &Amounts, numa: Option<u32>) -> Amounts {
+        let (mut unseen, mut all) = (Amounts::default(), Amounts::default());
+        for held in self.held {
+            let is_here = numa.is_none() || held.numa == numa || held.numa.is_none() && self.is_one_node;
+            let amounts = of_place(held, numa);
+            if is_here {
+                add(&mut all, &amounts);
+            }
+            if is_here || held.numa.is_none() {
+                add(&mut unseen, &self.unseen(held, amounts, is_here));
+            }
+        }
+        let left = zip(available, &unseen, u64::saturating_sub);
+        zip(&left, &zip(offered, &all, u64::saturating_sub), u64::min)
+    }
+
+    /// Of `amounts` that a pod holds here, or (not `is_here`) perhaps here, what no source can have counted yet.
+    fn unseen(&self, held: &Held, mut amounts: Amounts, is_here: bool) -> Amounts {
+        let is_seen = held.in_zones && self.has_zones;
+        // For as long as a source is given, and no longer: what nobody ever tells apart would count on each node for ever.
+        let counts = is_here || self.has_zones;
+        amounts.devices.retain(|name, _| {
+            if self.by_claims.contains(name.as_str()) { !held.in_claims } else { counts && !is_seen }
+        });
+        // A node's own source counts CPUs and memory of pods with whole CPUs only: see `zones`.
+        let counted = is_seen && !held.shares_cpus;
+        let cpu_millis = if counted && self.knows_cpus { 0 } else { amounts.cpu_millis };
+        match (counts, counted) {
+            (false, _) => Amounts { devices: amounts.devices, ..Amounts::default() },
+            (true, true) => Amounts { cpu_millis, devices: amounts.devices, ..Amounts::default() },
+            (true, false) => amounts,
+        }
+    }
+}
+
+/// What a pod holds of the host, or of a NUMA node: shared CPUs are on none.
+fn of_place(held: &Held, numa: Option<u32>) -> Amounts {
+    let mut amounts = held.amounts.clone();
+    if numa.is_some() && held.shares_cpus {
+        amounts.cpu_millis = 0;
+    }
+    amounts
+}
+
+/// Takes what a pod holds from roots that may give it. Pairs are as good as each other: whichever root gives one, there is
+/// exactly one fewer.
+fn from_roots(roots: &mut BTreeMap<String, PcieRoot>, held: &Held) {
+    let give = |root: &mut PcieRoot, name: &str, count: u32| {
+        if let Some(free) = root.free.get_mut(name) {
+            *free = free.saturating_sub(count);
+        }
+    };
+    let mut rest = held.amounts.devices.clone();
+    if let Some((gpu, nic)) = &held.pairs {
+        let mut pairs = held.amounts.device(gpu).min(held.amounts.device(nic));
+        for name in [gpu, nic] {
+            rest.entry(name.clone()).and_modify(|count| *count -= pairs);
+        }
+        for root in roots.values_mut() {
+            let has = |name: &String| root.free.get(name).copied().unwrap_or(0);
+            let here = pairs.min(has(gpu)).min(has(nic));
+            give(root, gpu, here);
+            give(root, nic, here);
+            pairs -= here;
+        }
+    }
+    for (name, count) in rest {
+        roots.values_mut().for_each(|root| give(root, &name, count));
+    }
 }
 
 /// What is free on the whole host as far as its NUMA nodes say: the free parts of them, and what is offered besides them.
@@ -121,9 +213,11 @@ fn add_devices(nodes: &mut BTreeMap<u32, Node>, devices: &[Device], cpus: bool) 
         let node = nodes.entry(id).or_default();
         match device.what {
             What::Cpu(millis) if cpus => {
-                node.capacity.cpu_millis += millis;
-                node.offered.cpu_millis += millis;
-                node.available.cpu_millis += millis * u64::from(free);
+                // What a driver claims of itself may be any number.
+                let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+                add(&mut node.capacity.cpu_millis, millis);
+                add(&mut node.offered.cpu_millis, millis);
+                add(&mut node.available.cpu_millis, millis.saturating_mul(free.into()));
             }
             What::Cpu(_) => {}
             What::Device(_) => {
@@ -156,10 +250,10 @@ fn add_pools(nodes: &mut BTreeMap<u32, Node>, whole: &Amounts, beside: &Beside<'
             continue;
         };
         let is_known = nodes.values().any(|node| node.capacity.devices.contains_key(resource));
-        let sum: u32 = functions.iter().map(|function| function.count).sum();
+        let sum: u64 = functions.iter().map(|function| u64::from(function.count)).sum();
         let places: Option<Vec<u32>> =
             functions.iter().map(|function| place(function, beside.devices)).collect();
-        let (false, true, Some(places)) = (is_known, sum == *count, places) else { continue };
+        let (false, true, Some(places)) = (is_known, sum == u64::from(*count), places) else { continue };
         for (id, function) in places.into_iter().zip(functions) {
             let node = nodes.entry(id).or_default();
             for amounts in [&mut node.capacity, &mut node.offered, &mut node.available] {

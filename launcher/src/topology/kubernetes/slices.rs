@@ -206,7 +206,8 @@ fn class(driver: &str, attributes: &Attributes<'_>) -> Option<DeviceClass> {
         return None;
     }
     match attributes.any("type").and_then(text).as_deref() {
-        None | Some("gpu") => Some(DeviceClass::Gpu),
+        // AMD's driver calls a whole one `amdgpu`.
+        None | Some("gpu" | "amdgpu") => Some(DeviceClass::Gpu),
         Some("mig") => Some(DeviceClass::Mig(attributes.any("profile").and_then(text)?)),
         // A GPU that is passed to a virtual machine is of no use to a container.
         Some(_) => None,

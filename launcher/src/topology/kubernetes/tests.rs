@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::topology::{Alignment, Fabric, NumaNode};
+use crate::topology::{Alignment, Fabric, NumaNode, PcieRoot};
 
 const GIB: u64 = 1 << 30;
 
@@ -85,7 +85,7 @@ fn held(numa: Option<u32>, cpus: u64, gpus: u32, vfs: u32) -> Held {
         BTreeMap::from([("nvidia.com/gpu".to_owned(), gpus), ("openshift.io/rdma_a".to_owned(), vfs)]);
     let amounts =
         Amounts { cpu_millis: cpus * 1000, memory_bytes: 8 * GIB, hugepage_bytes: 0, pods: 1, devices };
-    Held { numa, amounts }
+    Held { numa, amounts, ..Held::default() }
 }
 
 const PLUGINS: &[(&str, &str)] = &[("nvidia.com/gpu", "8"), ("openshift.io/rdma_a", "8")];
@@ -155,7 +155,7 @@ fn device_plugins_with_node_resource_topology() {
         topology("c", [[32, 4, 4], [32, 4, 4]]),
     ];
     let held = BTreeMap::from([
-        ("a".to_owned(), vec![held(Some(0), 4, 2, 2), held(Some(1), 8, 1, 1)]),
+        ("a".to_owned(), vec![Held { in_zones: true, ..held(Some(0), 4, 2, 2) }, held(Some(1), 8, 1, 1)]),
         ("c".to_owned(), vec![held(None, 16, 0, 0)]),
     ]);
     let rig = Rig { nodes, topologies: Some(topologies), held, ..Rig::default() };
@@ -193,7 +193,10 @@ fn drivers_alone_say_where_their_devices_are() {
         nodes: vec![node("a", &json!({}), &json!({}))],
         slices: Some(slices),
         claims: Some(vec![claim]),
-        held: BTreeMap::from([("a".to_owned(), vec![Held { numa: Some(0), amounts: ours }])]),
+        held: BTreeMap::from([(
+            "a".to_owned(),
+            vec![Held { numa: Some(0), amounts: ours, ..Held::default() }],
+        )]),
         ..Rig::default()
     };
     insta::assert_snapshot!(draw(&rig.cluster()));
@@ -270,26 +273,125 @@ fn a_device_without_a_hint_is_on_no_numa_node() {
 }
 
 #[test]
-fn no_pod_is_counted_twice_and_none_is_forgotten() {
-    // All combinations of what somebody else holds, what we hold, and how much of ours the source has seen.
+fn no_pod_is_forgotten_and_none_counts_twice_once_the_source_is_known_to_see_it() {
+    // All combinations of what somebody else holds, what we hold, how much of ours the source has seen, and of how much of
+    // that we know.
     for (others, ours) in (0..=4).flat_map(|others| (0..=4 - others).map(move |ours| (others, ours))) {
-        for seen in 0..=ours {
+        for (seen, known) in (0..=ours).flat_map(|seen| (0..=seen).map(move |known| (seen, known))) {
             let available = 4 - others - seen;
+            let ours_held =
+                (0..ours).map(|number| Held { in_zones: number < known, ..held(Some(0), 1, 1, 0) });
             let rig = Rig {
                 nodes: vec![node("a", &json!({}), &plugins())],
                 topologies: Some(vec![topology("a", [[32, available, 4], [32, 4, 4]])]),
-                held: BTreeMap::from([("a".to_owned(), (0..ours).map(|_| held(Some(0), 1, 1, 0)).collect())]),
+                held: BTreeMap::from([("a".to_owned(), ours_held.collect())]),
                 ..Rig::default()
             };
             let cluster = rig.cluster();
             let host = &cluster.hosts[0];
             let free = host.numa[0].free.device("nvidia.com/gpu");
             let truth = 4 - others - ours;
-            assert!(free >= truth, "counted twice: {others} {ours} {seen}");
-            // Once the source has caught up it is exact; before that nobody gets what we hold.
-            assert!(free <= 4 - ours && (seen < ours || free == truth), "forgotten: {others} {ours} {seen}");
+            assert!(free <= truth, "forgotten: {others} {ours} {seen} {known}");
+            assert_eq!(free, truth.saturating_sub(seen - known), "{others} {ours} {seen} {known}");
             assert!(host.free.device("nvidia.com/gpu") >= free);
             assert_eq!(host.policy.map(|policy| policy.policy), Some(Alignment::SingleNumaNode));
         }
     }
+}
+
+#[test]
+fn a_pod_whose_numa_node_is_not_known_counts_on_each_until_the_source_sees_it() {
+    let free = |in_zones: bool, shares_cpus: bool, available: u32| {
+        let ours = Held { in_zones, shares_cpus, ..held(None, 8, 1, 0) };
+        let rig = Rig {
+            nodes: vec![node("a", &json!({}), &plugins())],
+            topologies: Some(vec![topology("a", [[32, available, 4], [32, 4, 4]])]),
+            held: BTreeMap::from([("a".to_owned(), vec![ours])]),
+            ..Rig::default()
+        };
+        let host = rig.cluster().hosts.remove(0);
+        let nodes = host.numa.iter().map(|node| (node.free.device("nvidia.com/gpu"), node.free.cpu_millis));
+        (nodes.collect::<Vec<_>>(), host.free.device("nvidia.com/gpu"))
+    };
+    assert_eq!(free(false, false, 4), (vec![(3, 24_000), (3, 24_000)], 7));
+    assert_eq!(free(false, true, 4), (vec![(3, 32_000), (3, 32_000)], 7), "shared CPUs are on no node");
+    assert_eq!(free(true, false, 3), (vec![(3, 32_000), (4, 32_000)], 7));
+}
+
+#[test]
+fn shared_cpus_and_memory_are_never_counted_by_the_nodes_own_source() {
+    // Of 64 CPUs somebody has 32 whole ones, which the source counts, and we share 24, which it does not.
+    let free = |in_zones: bool| {
+        let ours = Held { in_zones, shares_cpus: true, ..held(None, 24, 0, 0) };
+        let rig = Rig {
+            nodes: vec![node("a", &json!({}), &plugins())],
+            topologies: Some(vec![topology("a", [[0, 4, 4], [32, 4, 4]])]),
+            held: BTreeMap::from([("a".to_owned(), vec![ours])]),
+            ..Rig::default()
+        };
+        rig.cluster().hosts[0].free.clone()
+    };
+    assert_eq!((free(false).cpu_millis, free(true).cpu_millis), (8_000, 8_000));
+    assert_eq!(free(false).memory_bytes, free(true).memory_bytes);
+}
+
+#[test]
+fn cpus_of_a_pod_on_one_node_are_not_taken_from_another() {
+    // CPUs are told by a driver only, and a source that tells of devices has seen the pod on node 0.
+    let mut topologies = vec![topology("a", [[32, 3, 4], [32, 4, 4]])];
+    for zone in topologies[0]["zones"].as_array_mut().unwrap() {
+        zone["resources"].as_array_mut().unwrap().remove(0);
+    }
+    let cpus = json!([
+        {"name": "numa-0", "attributes": {"dra.cpu/numaNodeID": {"int": 0}}, "capacity": {"dra.cpu/cpu": {"value": "32"}}},
+        {"name": "numa-1", "attributes": {"dra.cpu/numaNodeID": {"int": 1}}, "capacity": {"dra.cpu/cpu": {"value": "32"}}},
+    ]);
+    let rig = Rig {
+        nodes: vec![node("a", &json!({}), &plugins())],
+        topologies: Some(topologies),
+        slices: Some(vec![slice("dra.cpu", "a", &cpus)]),
+        claims: Some(Vec::new()),
+        held: BTreeMap::from([("a".to_owned(), vec![Held { in_zones: true, ..held(Some(0), 8, 1, 0) }])]),
+        ..Rig::default()
+    };
+    let free: Vec<u64> = rig.cluster().hosts[0].numa.iter().map(|node| node.free.cpu_millis).collect();
+    assert_eq!(free, [24_000, 32_000]);
+}
+
+#[test]
+fn two_gangs_are_not_promised_one_pair_of_a_root_before_the_claim_is_allocated() {
+    let gpus =
+        json!([device("gpu-0", "pci0000:00", Some(0), None), device("gpu-1", "pci0000:10", Some(0), None)]);
+    let mut nics =
+        json!([device("nic-0", "pci0000:00", Some(0), None), device("nic-1", "pci0000:10", Some(0), None)]);
+    for nic in nics.as_array_mut().unwrap() {
+        nic["attributes"]["dra.net/rdma"] = json!({"bool": true});
+    }
+    let pairs_left = |in_claims: bool, pairs: bool| {
+        let devices = BTreeMap::from([("gpu.nvidia.com".to_owned(), 1), ("dra.net".to_owned(), 1)]);
+        let ours = Held {
+            numa: Some(0),
+            amounts: Amounts { devices, ..Amounts::default() },
+            pairs: pairs.then(|| ("gpu.nvidia.com".to_owned(), "dra.net".to_owned())),
+            in_claims,
+            ..Held::default()
+        };
+        let result = |driver: &str, device: &str| json!({"driver": driver, "pool": "a", "device": device});
+        let results = json!([result("gpu.nvidia.com", "gpu-0"), result("dra.net", "nic-0")]);
+        let claim = json!({"status": {"allocation": {"devices": {"results": results}}}});
+        let rig = Rig {
+            nodes: vec![node("a", &json!({}), &json!({}))],
+            slices: Some(vec![slice("gpu.nvidia.com", "a", &gpus), slice("dra.net", "a", &nics)]),
+            claims: Some(if in_claims { vec![claim] } else { Vec::new() }),
+            held: BTreeMap::from([("a".to_owned(), vec![ours])]),
+            ..Rig::default()
+        };
+        let host = rig.cluster().hosts.remove(0);
+        let free = |root: &PcieRoot| root.free.values().copied().min().unwrap_or(0);
+        assert_eq!(host.numa[0].free.device("gpu.nvidia.com"), 1, "{:?}", host.numa);
+        host.numa[0].roots.iter().map(free).sum::<u32>()
+    };
+    assert_eq!(pairs_left(false, true), 1);
+    assert_eq!(pairs_left(true, true), 1);
+    assert_eq!(pairs_left(false, false), 0, "which root gave them is not known");
 }

@@ -41,7 +41,7 @@ mod places;
 mod tell;
 
 use live::Live;
-use places::Deletion;
+use places::{Deletion, Refusal};
 use tell::Teller;
 
 /// How often time passes for a job: a third of the time in which evidence is gathered.
@@ -120,6 +120,7 @@ enum Stage {
 enum Done {
     Found(Result<Box<Reading>, CallError>),
     Created(Result<Seed, CreateError>),
+    Remade(Result<bool, CreateError>),
     Cleared(Result<(), CallError>),
     Warned(Result<Vec<String>, CallError>),
     Placed { pod: String, uid: String, result: Result<(), CallError> },
@@ -162,7 +163,7 @@ pub(super) struct Actor {
     /// Workers for which the planner is being asked.
     asked: BTreeSet<WorkerId>,
     /// Hosts that refused a pod of this job, and why.
-    refused_by: BTreeMap<String, String>,
+    refused_by: BTreeMap<String, Refusal>,
     /// Since when a pod cannot be scheduled where it was placed, by uid.
     stuck: BTreeMap<String, Instant>,
     /// Workers whose pods have changed since places were last given back.
@@ -378,7 +379,18 @@ impl Actor {
             Done::Created(Err(error)) => {
                 tracing::warn!(job = %self.key, %error, "cannot make a job's objects");
                 self.teller.trouble(format!("cannot make the job's objects: {error}"));
+                // Others may use the places while this is tried again.
+                self.wishes.push(self.release_all());
                 self.try_again();
+            }
+            Done::Remade(Ok(false)) => {}
+            Done::Remade(Ok(true)) => {
+                tracing::warn!(job = %self.key, "the child was deleted while the job ran, and is made anew");
+            }
+            Done::Remade(Err(error)) => {
+                tracing::warn!(job = %self.key, %error, "cannot make a deleted child anew");
+                self.teller
+                    .trouble(format!("what makes the pods was deleted, and cannot be made anew: {error}"));
             }
             Done::Cleared(Ok(())) => self.has_child = false,
             Done::Cleared(Err(error)) => {
@@ -470,21 +482,25 @@ impl Actor {
 
     /// Makes everything that the pods need, and the child that makes the pods.
     fn create(&mut self) {
-        let (Some(job), seed) = (self.job.clone(), self.seed) else { return };
+        let Some(order) = self.order() else { return };
         self.stage = Stage::Creating;
-        let order = render::Order {
-            job,
-            key: self.key.clone(),
-            gpu_name: self.gpu_name.clone(),
-            nic_name: self.nic_name.clone(),
-            seed,
-        };
         let context = Arc::clone(&self.context);
         self.tasks.spawn(async move { Done::Created(render::create(&context, order).await) });
     }
 
+    fn order(&self) -> Option<render::Order> {
+        Some(render::Order {
+            job: self.job.clone()?,
+            key: self.key.clone(),
+            gpu_name: self.gpu_name.clone(),
+            nic_name: self.nic_name.clone(),
+            seed: self.seed,
+        })
+    }
+
     fn tick(&mut self) {
         self.has_gates = true;
+        self.forgive(clock());
         let now = clock();
         if let Stage::Over { since } = &self.stage
             && let Some(ttl) = self.job.as_ref().and_then(|job| job.pod.ttl.as_ref())
@@ -528,7 +544,8 @@ impl Actor {
             Stage::Asking => {
                 if self.wish() != Wish::Run {
                     self.asked.clear();
-                    self.context.planner.tell(planner::Wish::Withdraw { key: self.key.clone() }).await;
+                    // All of it: the places may have been given in this moment.
+                    self.context.planner.tell(self.release_all()).await;
                     self.look();
                 }
             }

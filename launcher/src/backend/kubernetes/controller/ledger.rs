@@ -5,13 +5,32 @@
 //! at once, long before a pod can be seen on a node, so two gangs are never promised the same device.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use worker::units::WorkerId;
 
 use super::api::Key;
+use crate::job::spec::Locality;
 use crate::placement::{self, Need, Placement, Request, Unplaceable};
 use crate::topology::kubernetes::Held;
 use crate::topology::{Amounts, Cluster};
+
+/// After a kubelet has taken a pod, a source that looks at the node itself counts what the pod holds: it looks every minute
+/// (NFD's topology updater by default), and what it says has a way to go.
+const IN_ZONES: Duration = Duration::from_secs(90);
+/// A claim is allocated before its pod is bound; the two come by different watches.
+const IN_CLAIMS: Duration = Duration::from_secs(5);
+
+/// Where a worker is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The host.
+    pub host: String,
+    /// The NUMA node, where one was chosen.
+    pub numa: Option<u32>,
+    /// When its kubelet was first known to have taken its pod.
+    pub admitted: Option<Duration>,
+}
 
 /// What one job holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,20 +41,25 @@ pub struct Holding {
     pub gpu_name: Option<String>,
     /// The name that its NICs are asked for by.
     pub nic_name: Option<String>,
-    /// The host and, where one was chosen, the NUMA node of each worker that has a place.
-    pub places: BTreeMap<WorkerId, (String, Option<u32>)>,
+    /// What of it has to lie together.
+    pub locality: Locality,
+    /// Of each worker that has one.
+    pub places: BTreeMap<WorkerId, Place>,
 }
 
 impl Holding {
     /// What a placement that answers `request` holds.
     #[must_use]
     pub fn of(request: &Request, placement: &Placement) -> Self {
-        let places = placement.workers.iter();
+        let places = placement.workers.iter().map(|worker| {
+            (worker.worker, Place { host: worker.host.clone(), numa: worker.numa_node, admitted: None })
+        });
         Self {
             need: request.need.clone(),
             gpu_name: placement.gpu_name.clone(),
             nic_name: placement.nic_name.clone(),
-            places: places.map(|place| (place.worker, (place.host.clone(), place.numa_node))).collect(),
+            locality: request.locality,
+            places: places.collect(),
         }
     }
 
@@ -79,27 +103,59 @@ pub struct Ledger {
     fresh: BTreeSet<Key>,
     /// Something was released, so that `cluster` says too little.
     is_stale: bool,
+    /// When `cluster` was made.
+    seen: Duration,
 }
 
 impl Ledger {
-    /// What our pods hold by node, for whoever makes the cluster anew.
+    /// What our pods hold by node at the moment `now`, for whoever makes the cluster anew.
     #[must_use]
-    pub fn held(&self) -> BTreeMap<String, Vec<Held>> {
+    pub fn held(&self, now: Duration) -> BTreeMap<String, Vec<Held>> {
         let mut held: BTreeMap<String, Vec<Held>> = BTreeMap::new();
         for holding in self.holdings.values() {
             let amounts = holding.amounts();
-            for (host, numa) in holding.places.values() {
-                let one = Held { numa: *numa, amounts: amounts.clone() };
-                held.entry(host.clone()).or_default().push(one);
+            let pair = (&holding.gpu_name, &holding.nic_name);
+            let pairs = match (holding.locality, pair) {
+                (Locality::Pcie, (Some(gpu), Some(nic))) => Some((gpu.clone(), nic.clone())),
+                _ => None,
+            };
+            for place in holding.places.values() {
+                let is_past = |wait| place.admitted.is_some_and(|since: Duration| now >= since + wait);
+                let one = Held {
+                    numa: place.numa,
+                    amounts: amounts.clone(),
+                    shares_cpus: holding.need.cpus.is_none(),
+                    pairs: pairs.clone(),
+                    in_zones: is_past(IN_ZONES),
+                    in_claims: is_past(IN_CLAIMS),
+                };
+                held.entry(place.host.clone()).or_default().push(one);
             }
         }
         held
     }
 
     /// The cluster as it is now, made with what [`Self::held`] said a moment ago.
-    pub fn see(&mut self, cluster: Cluster) {
+    pub fn see(&mut self, cluster: Cluster, now: Duration) {
         self.cluster = cluster;
         self.is_stale = false;
+        self.seen = now;
+    }
+
+    /// A kubelet has taken the pod of a worker.
+    pub fn admitted(&mut self, key: &Key, worker: WorkerId, now: Duration) {
+        let place = self.holdings.get_mut(key).and_then(|holding| holding.places.get_mut(&worker));
+        if let Some(place) = place {
+            place.admitted.get_or_insert(now);
+        }
+    }
+
+    /// When the cluster is to be made anew, since sources will have seen more of our pods by then.
+    #[must_use]
+    pub fn due(&self) -> Option<Duration> {
+        let places = self.holdings.values().flat_map(|holding| holding.places.values());
+        let moments = places.filter_map(|place| place.admitted);
+        moments.flat_map(|since| [since + IN_CLAIMS, since + IN_ZONES]).filter(|due| *due > self.seen).min()
     }
 
     /// Whether the cluster must be made anew before anybody is refused.
@@ -114,10 +170,12 @@ impl Ledger {
         &self.cluster
     }
 
-    /// A job created at `created` (milliseconds since the Unix epoch) wants places. Its earlier wish is forgotten.
+    /// A job created at `created` (milliseconds since the Unix epoch) wants places. Its earlier wish is forgotten, and workers
+    /// that are asked for give up the places that they had: else a job would wait for room beside its own.
     pub fn ask(&mut self, created: u64, key: Key, request: Request) {
+        self.withdraw(&key);
+        self.release(&key, Some(&request.workers.iter().copied().collect()));
         self.fresh.insert(key.clone());
-        self.refused.remove(&key);
         self.waiting.insert((created, key), request);
     }
 
@@ -134,17 +192,21 @@ impl Ledger {
         self.is_stale = true;
     }
 
-    /// Places that are free again; `None`: all of the job's.
+    /// Places that are free again; `None`: all of the job's, and it waits for none.
     pub fn release(&mut self, key: &Key, workers: Option<&BTreeSet<WorkerId>>) {
+        if workers.is_none() {
+            self.withdraw(key);
+        }
         let Some(holding) = self.holdings.get_mut(key) else { return };
+        let before = holding.places.len();
         match workers {
             Some(workers) => holding.places.retain(|worker, _| !workers.contains(worker)),
             None => holding.places.clear(),
         }
+        self.is_stale |= holding.places.len() < before;
         if holding.places.is_empty() {
             self.holdings.remove(key);
         }
-        self.is_stale = true;
     }
 
     /// Whether anybody waits.
@@ -189,8 +251,10 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::spec::{Locality, Rack, Strategy};
+    use crate::job::spec::{Rack, Strategy};
     use crate::topology::Host;
+
+    const NOW: Duration = Duration::ZERO;
 
     fn cluster(hosts: u32) -> Cluster {
         let host = |number: u32| {
@@ -215,6 +279,7 @@ mod tests {
             rack: Rack::Any,
             block: Rack::Any,
             exclude: BTreeMap::new(),
+            shunned: BTreeMap::new(),
             node_selector: BTreeMap::new(),
             tolerations: Vec::new(),
             placed: BTreeMap::new(),
@@ -229,9 +294,26 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_asks_again_does_not_wait_for_room_beside_its_own_places() {
+        let mut ledger = Ledger::default();
+        ledger.see(cluster(2), NOW);
+        ledger.ask(1, key("a"), request(2));
+        assert_eq!(said(&ledger.pass(true)), [("a", true)]);
+        ledger.ask(1, key("a"), request(2));
+        assert!(ledger.is_stale() && ledger.held(NOW).is_empty());
+        ledger.see(cluster(2), NOW);
+        assert_eq!(said(&ledger.pass(true)), [("a", true)]);
+        // One of its workers is planned anew; the other keeps its place.
+        let mut one = request(2);
+        one.workers.retain(|worker| worker.0 == 1);
+        ledger.ask(1, key("a"), one);
+        assert_eq!(ledger.held(NOW).values().map(Vec::len).sum::<usize>(), 1);
+    }
+
+    #[test]
     fn gangs_are_served_in_order_whole_and_never_from_what_another_holds() {
         let mut ledger = Ledger::default();
-        ledger.see(cluster(3));
+        ledger.see(cluster(3), NOW);
         ledger.ask(3, key("late"), request(1));
         ledger.ask(1, key("early"), request(2));
         ledger.ask(2, key("large"), request(2));
@@ -240,12 +322,12 @@ mod tests {
         // The late one has taken what the large one was told to be free.
         assert_eq!(said(&ledger.pass(false)), [("large", false)]);
         assert_eq!(said(&ledger.pass(false)), [], "the same refusal is not told again");
-        assert_eq!(ledger.held().values().map(Vec::len).sum::<usize>(), 3);
+        assert_eq!(ledger.held(NOW).values().map(Vec::len).sum::<usize>(), 3);
         ledger.release(&key("early"), None);
         assert!(ledger.is_stale());
         let mut left = cluster(3);
-        left.hosts.retain(|host| !ledger.held().contains_key(&host.name));
-        ledger.see(left);
+        left.hosts.retain(|host| !ledger.held(NOW).contains_key(&host.name));
+        ledger.see(left, NOW);
         assert_eq!(said(&ledger.pass(false)), [("large", true)]);
         assert!(!ledger.has_waiting());
     }
@@ -253,7 +335,7 @@ mod tests {
     #[test]
     fn a_wish_that_is_withdrawn_or_old_is_not_looked_at() {
         let mut ledger = Ledger::default();
-        ledger.see(cluster(1));
+        ledger.see(cluster(1), NOW);
         ledger.ask(1, key("a"), request(2));
         ledger.ask(2, key("b"), request(1));
         ledger.withdraw(&key("b"));
@@ -265,14 +347,52 @@ mod tests {
     #[test]
     fn one_worker_may_be_released_and_placed_again() {
         let mut ledger = Ledger::default();
-        ledger.see(cluster(2));
+        ledger.see(cluster(2), NOW);
         ledger.ask(1, key("a"), request(1));
         ledger.pass(false);
         let again = Request { workers: vec![WorkerId(1)], ..request(1) };
         ledger.ask(1, key("a"), again);
         assert_eq!(said(&ledger.pass(false)), [("a", true)]);
-        assert_eq!(ledger.held().len(), 2, "both are held");
+        assert_eq!(ledger.held(NOW).len(), 2, "both are held");
         ledger.release(&key("a"), Some(&BTreeSet::from([WorkerId(0)])));
-        assert_eq!(ledger.held().len(), 1);
+        assert_eq!(ledger.held(NOW).len(), 1);
+    }
+
+    #[test]
+    fn a_job_has_one_wish_and_none_after_it_gave_everything_back() {
+        let mut ledger = Ledger::default();
+        ledger.see(cluster(1), NOW);
+        ledger.ask(7, key("a"), request(2));
+        // Its plan made anew comes before everybody's turn, and instead of its earlier wish.
+        ledger.ask(0, key("a"), request(1));
+        assert_eq!(said(&ledger.pass(false)), [("a", true)]);
+        assert!(!ledger.has_waiting());
+        // One of its workers wants another place when the job is suspended: nothing may be held for it later.
+        ledger.ask(7, key("a"), Request { workers: vec![WorkerId(1)], ..request(1) });
+        assert_eq!(said(&ledger.pass(false)), [("a", false)]);
+        ledger.release(&key("a"), None);
+        assert!(!ledger.has_waiting());
+    }
+
+    #[test]
+    fn sources_are_given_time_to_see_a_pod_once_its_kubelet_has_it() {
+        let mut ledger = Ledger::default();
+        ledger.see(cluster(1), NOW);
+        ledger.ask(1, key("a"), request(1));
+        ledger.pass(false);
+        let at = Duration::from_secs;
+        let seen = |ledger: &Ledger, now: u64| {
+            let held = &ledger.held(at(now))["node-0"][0];
+            (held.in_claims, held.in_zones)
+        };
+        assert_eq!((seen(&ledger, 1000), ledger.due()), ((false, false), None), "it may still be on its way");
+        ledger.admitted(&key("a"), WorkerId(0), at(1000));
+        ledger.admitted(&key("a"), WorkerId(0), at(1003));
+        ledger.admitted(&key("a"), WorkerId(7), at(1003));
+        assert_eq!((seen(&ledger, 1004), ledger.due()), ((false, false), Some(at(1005))));
+        ledger.see(cluster(1), at(1005));
+        assert_eq!((seen(&ledger, 1005), ledger.due()), ((true, false), Some(at(1090))));
+        ledger.see(cluster(1), at(1090));
+        assert_eq!((seen(&ledger, 1090), ledger.due()), ((true, true), None));
     }
 }

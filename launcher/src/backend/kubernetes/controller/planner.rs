@@ -31,10 +31,10 @@ pub(super) enum Wish {
     Ask { key: Key, created: u64, request: Box<Request>, answers: mpsc::Sender<Answer> },
     /// The places that were given, planned anew on what is free now, before anybody else's turn.
     Renew { key: Key, request: Box<Request>, answers: mpsc::Sender<Answer> },
-    /// No places any more.
-    Withdraw { key: Key },
     /// These places were given out before.
     Hold { key: Key, holding: Box<Holding> },
+    /// The worker's pod was taken by its kubelet.
+    Admitted { key: Key, worker: WorkerId },
     /// These places are free again; `None`: all.
     Release { key: Key, workers: Option<BTreeSet<WorkerId>> },
 }
@@ -62,8 +62,12 @@ async fn run(mut wishes: mpsc::Receiver<Wish>, caches: Arc<Caches>, metrics: Arc
     let mut listeners: BTreeMap<Key, mpsc::Sender<Answer>> = BTreeMap::new();
     let changed: Arc<Notify> = caches.changed();
     let mut is_new = true;
+    let begun = clock();
     loop {
         let mut batch = Vec::new();
+        // For nobody who does not wait.
+        let due = if ledger.has_waiting() { ledger.due() } else { None };
+        let due = due.map(|due| due.saturating_sub(begun.elapsed()));
         tokio::select! {
             heard = wishes.recv_many(&mut batch, WISHES_MAX) => if heard == 0 { return },
             () = changed.notified() => {
@@ -73,21 +77,23 @@ async fn run(mut wishes: mpsc::Receiver<Wish>, caches: Arc<Caches>, metrics: Arc
                     batch.push(wish);
                 }
             }
+            () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => is_new = true,
         }
+        let now = begun.elapsed();
         for wish in batch {
-            take(&mut ledger, &mut listeners, wish);
+            take(&mut ledger, &mut listeners, wish, now);
         }
         if !ledger.has_waiting() {
             continue;
         }
-        let begun = clock();
+        let solving = clock();
         let is_new_now = std::mem::take(&mut is_new) || ledger.is_stale();
         if is_new_now {
-            let held = ledger.held();
-            ledger.see(caches.with_facts(held, kubernetes::cluster));
+            let held = ledger.held(now);
+            ledger.see(caches.with_facts(held, kubernetes::cluster), now);
         }
         let answers = ledger.pass(!is_new_now);
-        metrics.solver.observe(begun.elapsed().as_secs_f64());
+        metrics.solver.observe(solving.elapsed().as_secs_f64());
         for (key, answer) in answers {
             if let Some(listener) = listeners.get(&key) {
                 // A job that is gone releases what it holds when it is told to.
@@ -97,7 +103,7 @@ async fn run(mut wishes: mpsc::Receiver<Wish>, caches: Arc<Caches>, metrics: Arc
     }
 }
 
-fn take(ledger: &mut Ledger, listeners: &mut BTreeMap<Key, mpsc::Sender<Answer>>, wish: Wish) {
+fn take(ledger: &mut Ledger, listeners: &mut BTreeMap<Key, mpsc::Sender<Answer>>, wish: Wish, now: Duration) {
     match wish {
         Wish::Ask { key, created, request, answers } => {
             listeners.insert(key.clone(), answers);
@@ -108,8 +114,8 @@ fn take(ledger: &mut Ledger, listeners: &mut BTreeMap<Key, mpsc::Sender<Answer>>
             ledger.release(&key, None);
             ledger.ask(FIRST, key, *request);
         }
-        Wish::Withdraw { key } => ledger.withdraw(&key),
         Wish::Hold { key, holding } => ledger.hold(key, *holding),
+        Wish::Admitted { key, worker } => ledger.admitted(&key, worker, now),
         Wish::Release { key, workers } => {
             if workers.is_none() {
                 listeners.remove(&key);

@@ -43,6 +43,10 @@ pub struct PodView {
     pub host: Option<String>,
     /// What [`names::ANNOTATION_PLACED`] says.
     pub placed: Option<String>,
+    /// When it was made, in seconds since 1970.
+    pub created: i64,
+    /// Its kubelet has taken it, and with it what it was given.
+    pub is_admitted: bool,
     /// How far it is.
     pub stage: PodStage,
     /// Somebody has asked for its deletion.
@@ -92,6 +96,8 @@ impl PodView {
             is_gated: gates.iter().any(|gate| gate.name == names::GATE),
             host: spec.node_name.clone().or_else(|| chosen.cloned()),
             placed: placed.cloned(),
+            created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+            is_admitted: pod.status.as_ref().is_some_and(|status| status.start_time.is_some()),
             stage: stage(pod),
             is_leaving: meta.deletion_timestamp.is_some(),
             trouble: trouble(pod),
@@ -108,6 +114,18 @@ impl PodView {
     #[must_use]
     pub fn is_current(&self) -> bool {
         !self.is_leaving && !self.is_over()
+    }
+
+    /// What was written down of its place when it got it; null where nothing was.
+    #[must_use]
+    pub fn place_note(&self) -> serde_json::Value {
+        self.placed.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+    }
+
+    /// The NUMA node of its place, where the plan named one.
+    #[must_use]
+    pub fn numa_node(&self) -> Option<u32> {
+        self.place_note()["numaNode"].as_u64().and_then(|node| u32::try_from(node).ok())
     }
 
     /// It has its place, and may run there.
@@ -365,6 +383,24 @@ impl Roster {
     pub fn placed(&self) -> BTreeMap<WorkerId, &PodView> {
         let placed = self.pods.values().filter(|pod| pod.is_placed());
         placed.map(|pod| (pod.worker, pod)).collect()
+    }
+
+    /// The pod that tells each worker's place, of ended ones too: the one that has it, else the last that had one. A pod
+    /// that was not admitted never had any.
+    #[must_use]
+    pub fn last_placed(&self) -> BTreeMap<WorkerId, &PodView> {
+        let mut last = BTreeMap::<WorkerId, &PodView>::new();
+        let rank = |pod: &PodView| (pod.is_placed(), pod.created);
+        let was_placed = |pod: &&PodView| {
+            !pod.is_gated && pod.host.is_some() && !matches!(pod.stage, PodStage::Rejected { .. })
+        };
+        for pod in self.pods.values().filter(was_placed) {
+            let told = last.entry(pod.worker).or_insert(pod);
+            if rank(pod) > rank(told) {
+                *told = pod;
+            }
+        }
+        last
     }
 
     /// Placed pods that the scheduler cannot bring where they were placed, each with its reason. That may pass.

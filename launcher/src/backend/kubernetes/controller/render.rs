@@ -80,6 +80,19 @@ pub(super) async fn create(context: &Context, order: Order) -> Result<Seed, Crea
     Ok(seed)
 }
 
+/// Makes everything anew if the child is gone; whether it was.
+pub(super) async fn remake(context: &Context, order: Order) -> Result<bool, CreateError> {
+    let name = names::child(&order.key.name);
+    let found = context.calls.find(&context.child, &order.key.namespace, &name).await;
+    let found = found
+        .map_err(|source| CreateError::Call { what: format!("{} {name}", context.child.kind), source })?;
+    if found.is_some() {
+        return Ok(false);
+    }
+    create(context, order).await?;
+    Ok(true)
+}
+
 fn by_ref(values: &[std::sync::Arc<Value>]) -> Vec<&Value> {
     values.iter().map(AsRef::as_ref).collect()
 }

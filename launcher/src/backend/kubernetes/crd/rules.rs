@@ -98,6 +98,7 @@ fn or(path: &str, default: &str) -> String {
 fn spec() -> Vec<Value> {
     let ranks_per_worker = or("run.ranksPerWorker", "1");
     let (gpus, nics) = (or("resources.gpus", "0"), or("resources.nics", "0"));
+    let [of_a_store, of_no_job] = data_secret();
     let mut rules = vec![
         rule(
             "has(self.pod) && has(self.pod.image)",
@@ -138,6 +139,8 @@ fn spec() -> Vec<Value> {
             ),
             "data.source is relative: write an absolute path, or say in pod.folder where relative ones begin",
         ),
+        of_a_store,
+        of_no_job,
         rule(
             &format!("{} != '' || {}.startsWith('/')", or("pod.folder", "''"), or("run.workdir", "'/'")),
             "run.workdir is relative: write an absolute path, or say in pod.folder where relative ones begin",
@@ -173,6 +176,20 @@ fn spec() -> Vec<Value> {
         rule(&condition, &format!("{field} may change only while the job is suspended"))
     }));
     rules
+}
+
+fn data_secret() -> [Value; 2] {
+    [
+        rule(
+            "!has(self.data) || !has(self.data.secret) || ((self.data.source.startsWith('rados://') || \
+             self.data.source.startsWith('s3://')) && !self.data.source.contains('credentials='))",
+            "data.secret is for rados:// and s3://, and no address that names credentials itself",
+        ),
+        rule(
+            &format!("!has(self.data) || {}", no_identities("self.data")),
+            "data.secret is a name for Secrets with certificates of a job",
+        ),
+    ]
 }
 
 /// The same as it was, or as absent as it was.
@@ -228,6 +245,11 @@ fn pod() -> Vec<Value> {
     ]
 }
 
+/// That `secret` of this object is none by whose certificates workers know each other.
+fn no_identities(object: &str) -> String {
+    format!("!has({object}.secret) || !{object}.secret.matches('-(authority|identities-[0-9]+)$')")
+}
+
 fn volume() -> Vec<Value> {
     let sources = ["claim", "hostPath", "configMap", "secret", "image", "nfs"];
     let given: Vec<String> = sources.iter().map(|source| format!("has(self.{source})")).collect();
@@ -241,11 +263,18 @@ fn volume() -> Vec<Value> {
             "mountPath is no absolute path below /, without a colon",
         ),
         rule(
-            "!['/slipway', '/slipway-config', '/slipway-identity', '/dev/shm'].exists(own, \
+            "!self.mountPath.contains('//') && !(self.mountPath + '/').contains('/./') && \
+             !(self.mountPath + '/').contains('/../')",
+            "mountPath has a part that is empty or made of dots",
+        ),
+        rule(
+            "!['/slipway', '/slipway-config', '/slipway-data', '/slipway-identity', '/dev/shm'].exists(own, \
              self.mountPath == own || self.mountPath.startsWith(own + '/')) && \
-             !'/usr/bin/worker/'.startsWith(self.mountPath + '/')",
+             !['/usr/bin/worker/', '/usr/bin/worker-memlock/', '/usr/bin/worker-exec/'].exists(own, \
+             own.startsWith(self.mountPath + '/'))",
             "mountPath would hide what Slipway keeps there",
         ),
+        rule(&no_identities("self"), "secret is a name for Secrets with certificates of a job"),
         rule(
             "!self.name.startsWith('slipway')",
             "names that begin with slipway are of Slipway's own volumes",

@@ -173,22 +173,15 @@ fn request(name: &str, source: &DeviceSource<'_>, selectors: &[String]) -> Value
     json!({ "name": name, "exactly": exactly })
 }
 
-/// Requests whose devices lie together: with pcie each GPU and its NIC (where there are more of one kind, several of it
-/// share one of the other), else all of them.
+/// Requests whose devices lie together: with pcie each GPU and its NIC, as placement counts them (what is left over of one kind
+/// has no such bond: where no root has two of it, none could be kept), else all of them.
 fn groups(render: &Render<'_>) -> Vec<Vec<String>> {
     let (gpus, nics) = (render.job.resources.gpus, render.job.resources.nics);
     match render.job.resources.locality {
         Locality::None => Vec::new(),
         Locality::Numa => vec![numbered("gpu", gpus).chain(numbered("nic", nics)).collect()],
         Locality::Pcie => {
-            let count = gpus.min(nics);
-            let of = |what: &'static str, total: u32, group: u32| {
-                let belongs = move |index: u32| {
-                    u64::from(index) * u64::from(count) / u64::from(total) == u64::from(group)
-                };
-                (0..total).filter(move |index| belongs(*index)).map(move |index| format!("{what}{index}"))
-            };
-            (0..count).map(|group| of("gpu", gpus, group).chain(of("nic", nics, group)).collect()).collect()
+            (0..gpus.min(nics)).map(|pair| vec![format!("gpu{pair}"), format!("nic{pair}")]).collect()
         }
     }
 }

@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
+use datapath::store::address::with_credentials;
 use serde_json::{Value, json};
-use worker::config::PodJob;
+use worker::config::{DataConfig, PodJob};
 
 use super::resources::shares;
 use super::{Render, RenderError};
-use crate::backend::kubernetes::names::{SHARED_FOLDER, config_map as config_map_name};
+use crate::backend::kubernetes::names::{DATA_SECRET_FOLDER, SHARED_FOLDER, config_map as config_map_name};
 use crate::backend::terms;
+use crate::job::Data;
 use crate::rendezvous::authority::launcher_name;
 
 /// The file in [`crate::backend::kubernetes::names::CONFIG_FOLDER`].
@@ -48,10 +50,19 @@ pub fn pod_job(render: &Render<'_>) -> PodJob {
         launcher: render.launcher,
         launcher_name: launcher_name(render.uid),
         run: terms::run(job),
-        data: job.data.as_ref().map(|data| terms::data(data, None, cache_bytes(render))),
+        data: job.data.as_ref().map(|data| sidecar_data(data, cache_bytes(render))),
         checkpoint_folder: checkpoints.unwrap_or_else(|| PathBuf::from(SHARED_FOLDER).join("checkpoints")),
         hang_ms: terms::hang_ms(job),
     }
+}
+
+/// What a sidecar reads, with the credentials where it has them.
+fn sidecar_data(data: &Data, cache_bytes: u64) -> DataConfig {
+    let mut config = terms::data(data, None, cache_bytes);
+    if data.secret.is_some() {
+        config.source = with_credentials(&config.source, DATA_SECRET_FOLDER);
+    }
+    config
 }
 
 /// Bytes of chunks that a worker holds.

@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 use super::Render;
 use crate::backend::kubernetes::names::{
-    CONFIG_FOLDER, IDENTITIES_PER_SECRET, IDENTITY_FOLDER, SHARED_FOLDER, config_map, identities_secret,
+    CONFIG_FOLDER, DATA_SECRET_FOLDER, IDENTITIES_PER_SECRET, IDENTITY_FOLDER, SHARED_FOLDER, config_map,
+    identities_secret,
 };
 use crate::job::spec::pod::VolumeSpec;
 
@@ -14,6 +15,8 @@ const SHARED: &str = "slipway";
 const CONFIG: &str = "slipway-config";
 /// All workers' identities, of which each sidecar sees its own.
 const IDENTITY: &str = "slipway-identity";
+/// The credentials of the data's store.
+const DATA: &str = "slipway-data";
 /// The ranks' `/dev/shm`: a runtime gives 64 MiB, and NCCL and torch's data loaders need more. It counts as memory.
 const SHM: &str = "slipway-shm";
 /// Read by the owner and the pod's group, which `fsGroup` makes the containers' own.
@@ -31,7 +34,13 @@ pub(super) fn volumes(render: &Render<'_>) -> Vec<Value> {
         json!({ "name": IDENTITY, "projected": { "defaultMode": SECRET_MODE, "sources": secrets } }),
         json!({ "name": SHM, "emptyDir": { "medium": "Memory" } }),
     ];
-    own.into_iter().chain(render.job.pod.volumes.iter().map(volume)).collect()
+    let data = data_secret(render)
+        .map(|name| json!({ "name": DATA, "secret": { "secretName": name, "defaultMode": SECRET_MODE } }));
+    own.into_iter().chain(data).chain(render.job.pod.volumes.iter().map(volume)).collect()
+}
+
+fn data_secret<'a>(render: &Render<'a>) -> Option<&'a str> {
+    render.job.data.as_ref()?.secret.as_deref()
 }
 
 /// One of the user's. That it has exactly one source was checked with the job.
@@ -71,7 +80,8 @@ pub(super) fn of_ranks(render: &Render<'_>) -> Vec<Value> {
     mounts
 }
 
-/// What the sidecar sees: the data, to read it, but no secret of the user's; and of the identities the one of its own
+/// What the sidecar sees: the data, to read it, with the store's credentials, but no other secret of the user's; and of the
+/// identities the one of its own
 /// worker, because each file is mounted by itself.
 pub(super) fn of_sidecar(render: &Render<'_>) -> Vec<Value> {
     let identity = |file: &str, key: &str, value: &str| json!({ "name": IDENTITY, "mountPath": format!("{IDENTITY_FOLDER}/{file}"), key: value, "readOnly": true });
@@ -81,6 +91,9 @@ pub(super) fn of_sidecar(render: &Render<'_>) -> Vec<Value> {
         identity("ca", "subPath", "ca"),
         identity("worker", "subPathExpr", "$(SLIPWAY_WORKER)"),
     ];
+    if data_secret(render).is_some() {
+        mounts.push(json!({ "name": DATA, "mountPath": DATA_SECRET_FOLDER, "readOnly": true }));
+    }
     let shared = render.job.pod.volumes.iter().filter(|volume| volume.secret.is_none());
     mounts.extend(shared.map(|volume| mount(volume, true)));
     mounts

@@ -2,6 +2,7 @@
 //! events. The counterpart of the local controller, with pods instead of processes.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use worker::pod::process_number;
@@ -14,6 +15,7 @@ use crate::backend::clock::{clock, since_unix_epoch};
 use crate::backend::kubernetes::controller::api::CallError;
 use crate::backend::kubernetes::controller::decide::Wish;
 use crate::backend::kubernetes::controller::pods::{PodStage, PodView};
+use crate::backend::kubernetes::controller::render;
 use crate::backend::numbers::Meter;
 use crate::backend::terms;
 use crate::job::Job;
@@ -29,6 +31,8 @@ const WRITE_AGAIN: Duration = Duration::from_secs(1);
 /// From the deletion of a pod on a node that does not answer to its deletion by force: its sidecar has lost its lease and
 /// stopped its ranks by then, and their time to stop is over.
 const FORCE_AFTER: Duration = Duration::from_secs(45);
+/// Pods that are missing for this long may be missing for good, as somebody deleted what makes them; asked again as often.
+const CHILD_LOOK: Duration = Duration::from_secs(15);
 /// How long things may take where workers are pods: images are fetched, nodes are replaced, queues are waited for. A lease
 /// is longer than it takes another controller to lead (15 s, and a start), so that ranks run on over that.
 pub(super) fn timing() -> Timing {
@@ -54,6 +58,8 @@ pub(super) struct Live {
     sessions: BTreeMap<(WorkerId, Incarnation), Outbound>,
     sweeps: Vec<Sweep>,
     cancelled: Option<bool>,
+    /// Since when not every worker has a pod, or since the child was looked for because of that.
+    lacking: Option<Instant>,
     _entry: server::Entry,
 }
 
@@ -92,6 +98,8 @@ impl Actor {
         };
         let group = Group::new(config(job, &authority), self.stored.memory.clone());
         self.inbound = Some(inbound);
+        // Hosts took all pods: what refused some before is history.
+        self.refused_by.clear();
         self.teller.begins();
         self.stage = Stage::Live(Box::new(Live {
             group,
@@ -100,6 +108,7 @@ impl Actor {
             sessions: BTreeMap::new(),
             sweeps: Vec::new(),
             cancelled: None,
+            lacking: None,
             _entry: entry,
         }));
         let has_run = self.stored.memory.generation.0 > 0;
@@ -154,6 +163,27 @@ impl Actor {
 
     pub(super) fn tick_live(&mut self) {
         self.handle(Event::Tick);
+        self.tend_child();
+    }
+
+    /// The child makes the pods that are missing, unless somebody deleted it.
+    fn tend_child(&mut self) {
+        let total = self.workers().len();
+        let Stage::Live(live) = &mut self.stage else { return };
+        let is_complete = self.roster.workers_with(total, PodView::is_current) == total;
+        if is_complete || live.group.phase().is_over() {
+            live.lacking = None;
+            return;
+        }
+        let now = clock();
+        let since = *live.lacking.get_or_insert(now);
+        if now.saturating_duration_since(since) < CHILD_LOOK {
+            return;
+        }
+        live.lacking = Some(now);
+        let Some(order) = self.order() else { return };
+        let context = Arc::clone(&self.context);
+        self.tasks.spawn(async move { Done::Remade(render::remake(&context, order).await) });
     }
 
     /// Gives the group an event and does what it says, until there is nothing more to do.

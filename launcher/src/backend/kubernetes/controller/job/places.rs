@@ -11,7 +11,7 @@ use crate::backend::CauseCode;
 use crate::backend::clock::{clock, unix_ms};
 use crate::backend::kubernetes::controller::api::CallError;
 use crate::backend::kubernetes::controller::devices;
-use crate::backend::kubernetes::controller::ledger::{Answer, Holding};
+use crate::backend::kubernetes::controller::ledger::{Answer, Holding, Place};
 use crate::backend::kubernetes::controller::planner::Wish;
 use crate::backend::kubernetes::controller::pods::PodView;
 use crate::backend::kubernetes::objects;
@@ -21,8 +21,30 @@ use crate::rendezvous::group::{Cause, GroupSummary, Outcome, Record, RecordId};
 /// A placed pod that the scheduler cannot bring to its host for this long is placed elsewhere: what keeps it away may
 /// be a pod that is about to end.
 const STUCK_MAX: Duration = Duration::from_secs(10);
-/// Hosts that may refuse pods of one job before it is given up: beyond it the plan and the cluster disagree for good.
-const REFUSALS_MAX: usize = 16;
+/// Times that hosts may refuse pods of one job before it runs and is given up: beyond it the plan and the cluster disagree
+/// for good.
+const REFUSALS_MAX: u32 = 16;
+/// How long nothing is planned for a host after its first refusal; twice that after the second, and so on. A device plugin
+/// that is being restarted is back by then.
+const SHUNNED: Duration = Duration::from_secs(120);
+const SHUNNED_MAX: Duration = Duration::from_secs(3600);
+
+/// A host did not take a pod that was planned for it.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    why: String,
+    times: u32,
+    since: Instant,
+    /// Nothing is planned for the host.
+    holds: bool,
+}
+
+impl Refusal {
+    fn is_past(&self, now: Instant) -> bool {
+        let shunned = SHUNNED.saturating_mul(1 << self.times.saturating_sub(1).min(8)).min(SHUNNED_MAX);
+        now.saturating_duration_since(self.since) >= shunned
+    }
+}
 
 impl Actor {
     /// Wants places for these workers; the others keep theirs.
@@ -51,7 +73,8 @@ impl Actor {
         let placed = self.roster.placed();
         let placed = placed.iter().filter(|(worker, _)| !self.asked.contains(worker));
         request.placed = placed.filter_map(|(worker, pod)| Some((*worker, pod.host.clone()?))).collect();
-        request.exclude.extend(self.refused_by.clone());
+        let refusals = self.refused_by.iter().filter(|(_, refusal)| refusal.holds);
+        request.shunned.extend(refusals.map(|(host, refusal)| (host.clone(), refusal.why.clone())));
         let classes = self.context.caches.device_classes();
         let classes: Vec<&serde_json::Value> = classes.iter().map(AsRef::as_ref).collect();
         devices::name_drivers(&mut request.need, &classes);
@@ -98,21 +121,23 @@ impl Actor {
     /// Takes over what an earlier controller began.
     pub(super) fn adopt(&mut self) {
         let Some(job) = &self.job else { return };
-        let mut holding = Holding { need: objects::request(job).need, ..Holding::default() };
+        let request = objects::request(job);
+        let mut holding = Holding { need: request.need, locality: request.locality, ..Holding::default() };
         for (worker, pod) in self.roster.placed() {
             let Some(host) = pod.host.clone() else { continue };
-            let note: serde_json::Value =
-                pod.placed.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-            let numa_node = note["numaNode"].as_u64().and_then(|node| u32::try_from(node).ok());
+            let (note, numa_node) = (pod.place_note(), pod.numa_node());
             let name = |key: &str| note[key].as_str().map(str::to_owned);
             holding.gpu_name = holding.gpu_name.or_else(|| name("gpu"));
             holding.nic_name = holding.nic_name.or_else(|| name("nic"));
-            holding.places.insert(worker, (host.clone(), numa_node));
+            holding.places.insert(worker, Place { host: host.clone(), numa: numa_node, admitted: None });
             self.plan.insert(worker, PlacedWorker { worker, host, cpus: Vec::new(), numa_node });
         }
         self.gpu_name.clone_from(&holding.gpu_name);
         self.nic_name.clone_from(&holding.nic_name);
         self.wishes.push(Wish::Hold { key: self.key.clone(), holding: Box::new(holding) });
+        for (worker, _) in self.roster.placed().into_iter().filter(|(_, pod)| pod.is_admitted) {
+            self.wishes.push(Wish::Admitted { key: self.key.clone(), worker });
+        }
         // Whoever has a place keeps it, and the others are asked for now.
         self.is_confirmed = true;
         self.stage = Stage::Gating { since: clock() };
@@ -238,18 +263,35 @@ impl Actor {
     /// The kubelet of a planned host did not admit a pod: what was planned for it is not there.
     pub(super) fn rejected(&mut self, pod: &str, worker: WorkerId, host: &str, why: &str) {
         tracing::warn!(job = %self.key, pod, %worker, host, why, "a pod is placed again, elsewhere");
-        self.refused_by.insert(host.to_owned(), format!("refused a pod of this job: {why}"));
-        self.forget_place(worker);
+        let times = self.refused_by.get(host).map_or(0, |refusal| refusal.times).saturating_add(1);
+        let told = format!("refused a pod of this job: {why}");
+        self.refused_by.insert(host.to_owned(), Refusal { why: told, times, since: clock(), holds: true });
+        // After a restart an earlier pod's refusal is news again, and its worker may have its place elsewhere.
+        if self.plan.get(&worker).is_some_and(|place| place.host == host) {
+            self.forget_place(worker);
+        }
         self.teller.trouble(format!("{host} refused worker {worker}, which is placed elsewhere: {why}"));
-        if self.refused_by.len() >= REFUSALS_MAX && !matches!(self.stage, Stage::Live(_)) {
-            let message = format!("{REFUSALS_MAX} hosts refused pods that they had room for by all accounts");
+        let refusals = self.refused_by.values().map(|refusal| refusal.times).fold(0, u32::saturating_add);
+        if refusals >= REFUSALS_MAX && !matches!(self.stage, Stage::Live(_)) {
+            let message =
+                format!("hosts refused pods {refusals} times that they had room for by all accounts");
             let mut cause = Cause::plain(CauseCode::Unplaceable, self.stored.memory.generation, message);
             "`launcher doctor` compares what the cluster offers with what it says"
                 .clone_into(&mut cause.hint);
-            cause.log_tail = self.refused_by.iter().map(|(host, why)| format!("{host}: {why}")).collect();
+            let told = self.refused_by.iter().map(|(host, refusal)| format!("{host}: {}", refusal.why));
+            cause.log_tail = told.collect();
             let outcome = Outcome::Failed { cause: Box::new(cause) };
             self.remember(&Record::End { outcome, summary: Box::new(GroupSummary::default()) }, RecordId(0));
             self.clear();
+        }
+    }
+
+    /// Hosts that refused pods a while ago may be planned for again, also for those who wait now.
+    pub(super) fn forgive(&mut self, now: Instant) {
+        let past = self.refused_by.values_mut().filter(|refusal| refusal.holds && refusal.is_past(now));
+        let forgiven = past.map(|refusal| refusal.holds = false).count();
+        if forgiven > 0 && !self.asked.is_empty() {
+            self.ask(self.asked.iter().copied().collect());
         }
     }
 
@@ -289,6 +331,9 @@ impl Actor {
             if let Some(pod) = self.roster.placed_of(worker) {
                 self.busy.remove(&pod.uid);
                 self.bound.insert(worker, pod.uid.clone());
+                if pod.is_admitted {
+                    self.wishes.push(Wish::Admitted { key: self.key.clone(), worker });
+                }
             }
         }
     }

@@ -1,6 +1,5 @@
 //! What an actor tells of its job: the status of its object, at a bounded pace.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -9,6 +8,7 @@ use worker::units::WorkerId;
 
 use super::{Actor, Done, Stage};
 use crate::backend::clock::{clock, unix_ms};
+use crate::backend::kubernetes::controller::pods::PodView;
 use crate::backend::kubernetes::crd::status::{Child, Place, Rates, Status};
 use crate::backend::kubernetes::names;
 use crate::backend::kubernetes::resource::TrainingJob;
@@ -270,17 +270,12 @@ impl Actor {
     }
 
     fn places(&self) -> Vec<Place> {
-        let numa = |worker| self.plan.get(&worker).and_then(|place| place.numa_node);
-        let placed: BTreeMap<WorkerId, Place> = self
-            .roster
-            .pods()
-            .filter(|pod| !pod.is_gated)
-            .filter_map(|pod| {
-                let host = pod.host.clone()?;
-                Some((pod.worker, Place { worker: pod.worker.0, host, numa_node: numa(pod.worker) }))
-            })
-            .collect();
-        placed.into_values().collect()
+        let pods = self.roster.last_placed().into_values();
+        let place = |pod: &PodView| {
+            let (host, numa_node) = (pod.host.clone()?, pod.numa_node());
+            Some(Place { worker: pod.worker.0, host, numa_node })
+        };
+        pods.filter_map(place).collect()
     }
 }
 

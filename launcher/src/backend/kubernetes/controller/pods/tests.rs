@@ -107,6 +107,29 @@ fn a_pod_that_cannot_run_where_it_was_placed_is_rejected_once() {
 }
 
 #[test]
+fn an_ended_job_was_where_its_last_pods_were() {
+    let mut roster = Roster::default();
+    let at = |name: &str, host: &str, created: i64, status: serde_json::Value| PodView {
+        host: Some(host.to_owned()),
+        placed: Some(json!({"numaNode": created}).to_string()),
+        created,
+        ..pod(name, name, &placed(), &status)
+    };
+    let failed = || json!({"phase": "Failed"});
+    let not_admitted = json!({"phase": "Failed", "reason": "TopologyAffinityError"});
+    let told = |roster: &Roster| {
+        let last = roster.last_placed();
+        last.values().map(|pod| (pod.host.clone().unwrap(), pod.numa_node())).collect::<Vec<_>>()
+    };
+    roster.update(at("z", "first", 1, failed()));
+    roster.update(at("a", "second", 2, failed()));
+    roster.update(at("zz", "refuses", 3, not_admitted));
+    assert_eq!(told(&roster), [("second".to_owned(), Some(2))], "whatever their names are");
+    roster.update(at("b", "now", 0, running()));
+    assert_eq!(told(&roster), [("now".to_owned(), Some(0))]);
+}
+
+#[test]
 fn what_keeps_a_container_from_starting_is_told() {
     let status = json!({"phase": "Pending", "containerStatuses": [{
         "name": names::RANKS, "image": "", "imageID": "", "ready": false, "restartCount": 0,
