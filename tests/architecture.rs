@@ -21,6 +21,8 @@ const PURE: &[&str] = &[
     "datapath/src/order/",
     "datapath/src/select.rs",
     "datapath/src/session.rs",
+    "datapath/src/store/address.rs",
+    "datapath/src/store/striping.rs",
     "datapath/src/session/",
     "datapath/src/wire.rs",
     "datapath/src/wire/",
@@ -94,6 +96,8 @@ const UNSAFE: &[&str] = &[
     "datapath/src/memory.rs",
     "datapath/src/memory/",
     "datapath/src/ring.rs",
+    "datapath/src/store/rados/aio.rs",
+    "datapath/src/store/rados/aio/",
     "worker/src/process.rs",
     "launcher/src/process.rs",
 ];

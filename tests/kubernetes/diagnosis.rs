@@ -75,7 +75,7 @@ impl Doctored<'_> {
         self.kubectl("apply --server-side --force-conflicts -f BASE");
         planted::replant(self.rig);
         self.rig.define(&[definition("jobset.x-k8s.io/v1alpha2", "JobSet", "jobsets", "Namespaced")]);
-        self.kubectl("wait --for=condition=Established --timeout=60s crd/trainingjobs.slipway.dev");
+        self.rig.established(&["trainingjobs.slipway.dev"]);
     }
 
     fn file(&self, name: &str) -> PathBuf {

@@ -26,8 +26,7 @@ fn with_definition() -> Option<&'static Rig> {
     };
     let rig = Rig::shared();
     rig.apply(&text);
-    let wait = ["wait", "--for=condition=Established", "--timeout=60s", "crd/trainingjobs.slipway.dev"];
-    rig.kubectl(wait).code(0);
+    rig.established(&["trainingjobs.slipway.dev"]);
     Some(rig)
 }
 

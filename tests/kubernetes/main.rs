@@ -1,6 +1,6 @@
 //! Stories on a real Kubernetes: API server, controllers and kubelets, all on this machine.
 //!
-//! `tests/run kubernetes`, or `SLIPWAY_KUBE=1 cargo test -p tests --test kubernetes [NAME]` as root. Not a part of
+//! `tests/run kubernetes`, or `SLIPWAY_KUBE=1 cargo test --workspace --test kubernetes [NAME]` as root. Not a part of
 //! `cargo test --workspace`, since it needs root and compiles Kubernetes the first time.
 
 #![expect(clippy::unwrap_used, reason = "a story fails by panicking")]
@@ -16,6 +16,7 @@ mod objects;
 mod outages;
 mod planted;
 mod start_up;
+mod stores;
 
 use libtest_mimic::Arguments;
 use tests::kube::TearDown;
@@ -45,6 +46,7 @@ fn main() -> std::process::ExitCode {
         objects::STORIES,
         outages::STORIES,
         start_up::STORIES,
+        stores::STORIES,
     ];
     let _tear_down = TearDown;
     libtest_mimic::run(&arguments, trials(stories)).exit_code()

@@ -43,6 +43,10 @@ fn api_server_killed() {
     let rig = Rig::start(root().join("tests/.cache/kubernetes/outage"));
     rig.nodes(2);
     let training = rig.training("api", "job");
+    // As deployed: what the kubelet starts again is the same pod.
+    training.kill_controller();
+    training.by_one_name();
+    training.start();
     let checkpoints = writable();
     training.space.apply(&long(&training, checkpoints.path(), EPOCHS));
     let step = committed_beyond(&training, 0);

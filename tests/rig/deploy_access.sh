@@ -69,7 +69,11 @@ X
 }
 
 kubectl apply --server-side --force-conflicts -k deploy/kustomize/base >/dev/null
-kubectl wait --for condition=Established crd/trainingjobs.slipway.dev --timeout 30s >/dev/null
+# More than once, as kubectl ends with an error where there are no conditions yet.
+for _ in 1 2 3; do
+  if kubectl wait --for condition=Established crd/trainingjobs.slipway.dev --timeout 30s >/dev/null; then break; fi
+  sleep 1
+done
 for name in $space $other; do kubectl create namespace "$name" >/dev/null; done
 for account in runner researcher; do kubectl -n $space create serviceaccount $account >/dev/null; done
 kubectl -n $space create rolebinding researcher --clusterrole slipway-submitter --serviceaccount $space:researcher >/dev/null
@@ -128,8 +132,8 @@ may "list jobs" -- as "$researcher" get trainingjobs
 may "cancel" -- as "$researcher" annotate trainingjob digits slipway.dev/cancel=grace
 may "look at pods" -- as "$researcher" get pods
 may "read logs" -- as "$researcher" auth can-i get pods/log
-may_not "mount a neighbour's authority" "holds certificates" -- as "$researcher" create -f "$scratch/thief.yaml" --dry-run=server
-may_not "mount a neighbour's identities" "holds certificates" -- as "$researcher" create -f "$scratch/thief2.yaml" --dry-run=server
+may_not "mount a neighbour's authority" "certificates of a job" -- as "$researcher" create -f "$scratch/thief.yaml" --dry-run=server
+may_not "mount a neighbour's identities" "certificates of a job" -- as "$researcher" create -f "$scratch/thief2.yaml" --dry-run=server
 may_not "write the status" "cannot (get|patch) resource \"trainingjobs/status\"" -- as "$researcher" patch trainingjob digits --subresource status --type merge --patch '{"status":{"phase":"Succeeded"}}'
 may_not "read Secrets" "cannot get resource \"secrets\"" -- as "$researcher" get secret digits-authority
 may_not "make pods" "cannot create resource \"pods\"" -- as "$researcher" run x --image x
@@ -142,6 +146,11 @@ may "submit with edit" -- as editor auth can-i create trainingjobs
 may "look with view" -- as viewer get trainingjobs
 may_not "submit with view" no -- as viewer auth can-i create trainingjobs
 may_not "write a status with edit" no -- as editor auth can-i update trainingjobs/status
+
+impostor() { printf 'apiVersion: v1\nkind: Pod\nmetadata: {name: impostor, labels: {slipway.dev/job-uid: x}}\nspec: {containers: [{name: x, image: x}]}\n' | as "$1" create --dry-run=server -f -; }
+may_not "make a pod that passes for a worker" "for pods that the Job controller makes" -- impostor editor
+may_not "let a pod of another make pass for a worker" "for pods that the Job controller makes" -- as editor label pod stranger slipway.dev/job-uid=x
+may "make a worker, as the Job controller" -- impostor system:serviceaccount:kube-system:job-controller
 
 gate='[{"op":"remove","path":"/spec/schedulingGates"}]'
 selector='{"spec":{"nodeSelector":{"kubernetes.io/hostname":"n1"}}}'
@@ -166,6 +175,17 @@ may "make its lease" -- kubectl --as $controller -n slipway-system auth can-i cr
 may "renew its lease" -- kubectl --as $controller -n slipway-system auth can-i patch leases/slipway-controller
 may_not "renew another lease" no -- kubectl --as $controller -n slipway-system auth can-i patch leases/other
 may_not "make a lease elsewhere" no -- as $controller auth can-i create leases
+as_controller() { as "$controller" create --dry-run=server -f -; }
+secret() { printf 'apiVersion: v1\nkind: Secret\nmetadata: {name: x, labels: {slipway.dev/job: x}, annotations: {kubernetes.io/service-account.name: default}, ownerReferences: [%s]}\ntype: %s\n' "$1" "$2" | as_controller; }
+owner='{apiVersion: slipway.dev/v1alpha1, kind: TrainingJob, name: digits, uid: 6a37e7a4-1b7c-4b8e-9d3f-2f2c1a1f0001}'
+may "make a job's Secret, as the controller" -- secret "$owner" Opaque
+may_not "make a Secret that no job owns, as the controller" "that a TrainingJob owns" -- secret "" Opaque
+may_not "have an account's token filled in, as the controller" "only Secrets of type Opaque" -- secret "$owner" kubernetes.io/service-account-token
+child() { printf 'apiVersion: batch/v1\nkind: Job\nmetadata: {name: x, labels: {slipway.dev/job: x}, ownerReferences: [%s]}\nspec: {template: {spec: {%s restartPolicy: Never, containers: [{name: x, image: x}]}}}\n' "$owner" "$1" | as_controller; }
+may "make a job's child, as the controller" -- child "automountServiceAccountToken: false,"
+may_not "make a child whose pods have a token, as the controller" "whose pods have no token" -- child "serviceAccountName: default,"
+may_not "call a stranger's pod failed, as the controller" "with the label slipway.dev/job" -- as $controller patch pod stranger --subresource status --type merge --patch '{"status":{"phase":"Failed"}}'
+may_not "cancel somebody's job, as the controller" "cannot patch resource" -- as $controller annotate --overwrite trainingjob digits slipway.dev/cancel=now
 may_not "change nodes" no -- as $controller auth can-i patch nodes
 may_not "give itself rights" no -- as $controller auth can-i create rolebindings
 

@@ -260,6 +260,15 @@ impl Rig {
         }
     }
 
+    /// Waits until kinds are served, by their definitions' names. `kubectl wait` alone ends with an error where a definition is
+    /// so new that it has no conditions.
+    pub fn established(&self, names: &[&str]) {
+        let wait = ["wait", "--for=condition=Established", "--timeout=20s", "crd"];
+        self.wait_for(&format!("{names:?} established"), || {
+            (self.kubectl(wait.iter().chain(names)).code == 0).then_some(())
+        });
+    }
+
     /// What a person would look at first when a story fails.
     #[must_use]
     pub fn overview(&self) -> String {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a harness fails by panicking")]
 
+pub mod ceph;
 pub mod dataset;
 pub mod job;
 pub mod kube;

@@ -29,7 +29,8 @@ pub fn launcher() -> &'static Path {
         // target/<profile>/deps/stories-… is this program.
         let folder = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().to_owned();
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "-p", "launcher", "--bin", "launcher"]).current_dir(root());
+        // Of the whole workspace, as tests are built: with other features every dependency would be built once more.
+        cargo.args(["build", "--quiet", "--workspace", "--bin", "launcher"]).current_dir(root());
         cargo.env("CARGO_TARGET_DIR", folder.parent().unwrap());
         if folder.ends_with("release") {
             cargo.arg("--release");

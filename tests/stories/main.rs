@@ -1,6 +1,6 @@
 //! Stories: each drives the built program as a user would and looks at what comes out.
 //!
-//! `cargo test -p tests --test stories [NAME]`. Each is a plain function that panics when it fails; the list below
+//! `cargo test --workspace --test stories [NAME]`. Each is a plain function that panics when it fails; the list below
 //! is the table of contents.
 
 #![expect(clippy::unwrap_used, reason = "a story fails by panicking")]

@@ -21,7 +21,8 @@ def launcher():
     """Path of the built program."""
     if "SLIPWAY_LAUNCHER" in os.environ:
         return os.environ["SLIPWAY_LAUNCHER"]
-    subprocess.run(["cargo", "build", "--quiet", "-p", "launcher"], cwd=ROOT, check=True)
+    # Of the whole workspace, as the other tests are built: else every dependency is built once more.
+    subprocess.run(["cargo", "build", "--quiet", "--workspace", "--bin", "launcher"], cwd=ROOT, check=True)
     metadata = subprocess.run(
         ["cargo", "metadata", "--no-deps", "--format-version", "1"], cwd=ROOT, check=True, stdout=subprocess.PIPE
     )

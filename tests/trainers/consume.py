@@ -1,7 +1,8 @@
 """A trainer that trains nothing: consumes its share, commits now and then, and writes down what it saw.
 
 Environment: RECORD_FOLDER (one `rank-<r>.jsonl` per rank: {"generation", "step", "ids"}), COMMIT_EVERY (steps),
-STEP_MS (time of a step), FAIL_AT_STEP (rank 0 raises there, once per job), EXPECT_TOKENS (check every record's bytes).
+STEP_MS (time of a step), FAIL_AT_STEP (rank 0 raises there, once per job),
+LOCKSTEP (ranks wait for each other in every step, as training does).
 """
 
 import json
@@ -27,6 +28,8 @@ def main():
             ids = [int(sample) for sample in batch.sample_ids[: batch.real]]
             record.write(json.dumps({"generation": slipway.job.generation, "step": batch.step, "ids": ids}) + "\n")
             record.flush()
+        if "LOCKSTEP" in os.environ:
+            slipway.average("step", [1.0])
         if STEP_MS:
             time.sleep(STEP_MS / 1000)
         done = batch.step + 1

@@ -29,8 +29,7 @@ impl Rig {
         self.apply(&list(definitions));
         let names = definitions.iter().map(|one| one["metadata"]["name"].as_str().unwrap());
         let names: Vec<&str> = names.collect();
-        let wait = ["wait", "--for=condition=Established", "--timeout=60s", "crd"];
-        self.kubectl(wait.iter().chain(&names)).code(0);
+        self.established(&names);
         // Discovery is a moment behind.
         let kinds = names.join(",");
         self.wait_for(&format!("{kinds} served"), || (self.kubectl(["get", &kinds]).code == 0).then_some(()));

@@ -65,9 +65,7 @@ impl Rig {
         self.definition.get_or_init(|| {
             let text = std::fs::read_to_string(root().join("deploy/trainingjob.crd.yaml")).unwrap();
             self.apply(&text);
-            let wait =
-                ["wait", "--for=condition=Established", "--timeout=60s", "crd/trainingjobs.slipway.dev"];
-            self.kubectl(wait).code(0);
+            self.established(&["trainingjobs.slipway.dev"]);
         });
         self
     }
