@@ -38,7 +38,7 @@ build() {
   # Components that disagree about the version refuse each other, and a build by module has none.
   compile kube "-ldflags '-s -w -X $version.gitVersion=v$kubernetes_version -X $version.gitMajor=1 -X $version.gitMinor=36'" \
     k8s.io/kubernetes/cmd/{kube-apiserver,kube-controller-manager,kube-scheduler,kubectl,kubelet}
-  compile kube "-ldflags '-s -w'" go.etcd.io/etcd/server/v3 sigs.k8s.io/jobset sigs.k8s.io/kwok/cmd/kwok sigs.k8s.io/kueue/cmd/kueue
+  compile kube "-ldflags '-s -w'" go.etcd.io/etcd/server/v3 sigs.k8s.io/jobset sigs.k8s.io/kwok/cmd/kwok
   compile containerd "-ldflags '-s -w' -tags no_btrfs,no_devmapper,no_zfs" \
     github.com/containerd/containerd/v2/cmd/{containerd,containerd-shim-runc-v2,ctr}
   compile helm "-ldflags '-s -w'" helm.sh/helm/v3/cmd/helm
@@ -46,9 +46,17 @@ build() {
   exec 8>&-
 }
 
+# Compiled by whoever wants it: no story has it yet.
+build_kueue() {
+  exec 8>"$bin/.lock"
+  flock 8
+  CGO_ENABLED=0 GOFLAGS=-buildvcs=false compile kube "-ldflags '-s -w'" sigs.k8s.io/kueue/cmd/kueue
+  exec 8>&-
+}
+
 # Everything that the rig runs, before it runs: programs, packages, rights.
 check_ready() {
   [ "$(id -u)" = 0 ] || die "needs root: it makes namespaces, mounts and cgroups"
-  packages runc containernetworking-plugins iproute2 iptables conntrack ethtool openssl curl gcc libc6-dev libfaketime
+  packages runc containernetworking-plugins iproute2 iptables conntrack ethtool openssl curl gcc libc6-dev libfaketime ca-certificates
   build
 }

@@ -14,7 +14,8 @@ webhook_certificate() {
 # definitions FOLDER: applies custom resources and waits until they are served; a controller ends when its kind is not.
 definitions() {
   admin apply --server-side -f "$1" >/dev/null
-  admin wait --for=condition=Established --timeout=120s -f "$1" >/dev/null
+  # Again, as kubectl ends with an error where there are no conditions yet.
+  until_ok admin wait --for=condition=Established --timeout=20s -f "$1"
 }
 
 # ready NAME URL: until the process says so, or has ended.
@@ -47,6 +48,7 @@ YAML
 
 # With the integrations Job and JobSet; API kueue.x-k8s.io/v1beta2, as the older ones want a conversion webhook.
 kueue() {
+  build_kueue
   local source webhook health
   source=$(module sigs.k8s.io/kueue) webhook=$(free_port) health=$(free_port)
   webhook_certificate

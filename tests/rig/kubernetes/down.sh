@@ -10,7 +10,7 @@ down() {
   local name n
   for name in "$rig"/process/*; do stop "$(basename "$name")"; done
   for n in $(seq 9); do [ ! -d "$rig/node$n" ] || clear_node "$n"; done
-  rmdir "${node_folders[@]}" 2>/dev/null # only what is empty goes: what somebody else uses is not
+  # The empty node_folders stay: another rig's nodes have mounts there, and a removed directory takes them along.
   [ ! -e "$rig/kueue.certificates" ] || rm -rf /etc/kueue
   ip link del "$(bridge)"
   restore_kernel_settings

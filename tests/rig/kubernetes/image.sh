@@ -61,13 +61,15 @@ worker_image() {
   [ -x "${1:-}" ] || die "worker-image PROGRAM: no program ${1:-}"
   ! ldd "$1" >/dev/null 2>&1 || ! ldd "$1" | grep -q '=>' || die "$1 is not a static program"
   root=$(mktemp -d -p "$rig")
-  mkdir -p "$root"/{usr/bin,tmp,etc}
+  mkdir -p "$root"/{usr/bin,tmp,etc/ssl/certs}
   chmod 755 "$root"
   chmod 1777 "$root/tmp"
   cp "$1" "$root/usr/bin/worker"
   strip "$root/usr/bin/worker"
   # The name that sidecars with a NIC execute; its file capability is left to the real image (deploy/images).
   ln "$root/usr/bin/worker" "$root/usr/bin/worker-memlock"
+  # Without any a client of S3 does not start, whether it is to use TLS or not.
+  cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
   echo 'nonroot:x:65532:65532::/:/usr/bin/worker' >"$root/etc/passwd"
   image "$root" slipway.test/worker:dev /usr/bin/worker
   rm -rf "$root"

@@ -1,5 +1,6 @@
 #!/bin/bash
-# In the emulated machine, as its first process: network, virtual functions, cgroups, containerd, kubelet, device plugins.
+# In the emulated machine, as its first process: network, virtual functions, cgroups, containerd, kubelet, device plugins,
+# and what tells others of its NUMA nodes.
 # Its files come from vm.sh, in /run/rig, and what it says goes there as well.
 exec >/run/rig/guest.log 2>&1
 set -x
@@ -7,7 +8,7 @@ export HOME=/root LANG=C
 pod_routes=()
 # shellcheck source=/dev/null
 source /run/rig/settings
-export PATH=$programs:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export PATH=$programs:$vm_programs:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 network() {
   local path route
@@ -26,10 +27,14 @@ network() {
 
 # The physical functions have to be up before virtual ones are made.
 virtual_functions() {
-  local path
+  local path count=0
   for path in /sys/bus/pci/drivers/igb/0*; do
     ip link set "$(ls "$path/net")" mtu 9000 up
     echo "$functions" >"$path/sriov_numvfs"
+  done
+  # A function comes into a pod under its name here, and no pod may have two eth0.
+  for path in /sys/bus/pci/drivers/igbvf/0*/net/*; do
+    ip link set "$(basename "$path")" name "vf$((count++))"
   done
 }
 
@@ -46,7 +51,8 @@ control_groups() {
 folders() {
   mkdir -p /node
   mount -t tmpfs -o size=75% node /node
-  cp -r /run/rig/{cni,containerd.toml,kubelet.yaml,kubeconfig,kubelet-identity.crt,kubelet-identity.key,ca.crt} /node/
+  cp -r /run/rig/{cni,containerd.toml,kubelet.yaml,kubeconfig,kubelet-identity.crt,kubelet-identity.key,ca.crt,others.kubeconfig} /node/
+  ln -s "$vm_programs/multus" /usr/lib/cni/multus
   mkdir -p /node/{cdi,logs,kubelet} /var/lib/kubelet
   mount --bind /node/kubelet /var/lib/kubelet
   mount --make-rshared /
@@ -85,12 +91,22 @@ load_images
 kubelet --config /node/kubelet.yaml --kubeconfig /node/kubeconfig --cert-dir /node/kubelet-pki --hostname-override "$node" \
   --node-ip "$address" --v=2 >/run/rig/kubelet.log 2>&1 &
 until [ -S /var/lib/kubelet/device-plugins/kubelet.sock ]; do sleep 1; done
+touch /run/rig/booted
 device-plugin --resource slipway.test/vf --env PCIDEVICE_SLIPWAY_TEST_VF --devices "$(function_list)" >/run/rig/vf.log 2>&1 &
-device-plugin --resource slipway.test/gpu --env SLIPWAY_TEST_GPU --devices "$(gpu_list)" >/run/rig/gpu.log 2>&1 &
+device-plugin --resource slipway.test/gpu --env SLIPWAY_STAND_IN_GPUS --tell-nodes --devices "$(gpu_list)" >/run/rig/gpu.log 2>&1 &
+# Tells the API server what of the kubelet's devices and CPUs is free on which NUMA node, all the time.
+NODE_NAME=$node KUBERNETES_NAMESPACE=kube-system nfd-topology-updater --kubeconfig=/node/others.kubeconfig --kubelet-config-uri=file:///node/kubelet.yaml --sleep-interval=5s \
+  --config=/dev/null >/run/rig/nfd.log 2>&1 &
+updater=$!
 cat /proc/uptime
 set +x
 # The first process reaps whatever loses its parent, and never ends.
 while true; do
   load_images
+  if [ -e /run/rig/untold ]; then
+    kill -STOP "$updater" && touch /run/rig/untold.done
+  elif [ -e /run/rig/untold.done ]; then
+    kill -CONT "$updater" && rm /run/rig/untold.done
+  fi
   sleep 1
 done

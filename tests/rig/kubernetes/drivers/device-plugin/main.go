@@ -23,18 +23,24 @@ func main() {
 	resource := flag.String("resource", "", "name of the resource, as a pod asks for it")
 	list := flag.String("devices", "", "ID@NUMA,ID@NUMA,…")
 	variable := flag.String("env", "", "environment variable that tells a container its devices' ids")
+	nodes := flag.Bool("tell-nodes", false, "the variable says ID@NUMA of each device, where nothing else tells its NUMA node")
 	root := flag.String("kubelet-root", "/var/lib/kubelet", "the kubelet's --root-dir")
 	flag.Parse()
-	if err := run(*resource, *list, *variable, filepath.Join(*root, "device-plugins")); err != nil {
+	if err := run(*resource, *list, *variable, *nodes, filepath.Join(*root, "device-plugins")); err != nil {
 		fmt.Fprintln(os.Stderr, "device-plugin:", err)
 		os.Exit(1)
 	}
 }
 
-func run(resource, list, variable, folder string) error {
+func run(resource, list, variable string, tellsNodes bool, folder string) error {
 	devices, err := parse(list)
 	if err != nil {
 		return err
+	}
+	entries := map[string]string{}
+	for _, entry := range strings.Split(list, ",") {
+		id, _, _ := strings.Cut(entry, "@")
+		entries[id] = entry
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -43,7 +49,14 @@ func run(resource, list, variable, folder string) error {
 	server.SetAllocFunc(func(request *pluginapi.AllocateRequest, _ map[string]*pluginapi.Device) (*pluginapi.AllocateResponse, error) {
 		response := &pluginapi.AllocateResponse{}
 		for _, container := range request.ContainerRequests {
-			envs := map[string]string{variable: strings.Join(container.DevicesIds, ",")}
+			told := make([]string, len(container.DevicesIds))
+			for at, id := range container.DevicesIds {
+				told[at] = id
+				if tellsNodes {
+					told[at] = entries[id]
+				}
+			}
+			envs := map[string]string{variable: strings.Join(told, ",")}
 			response.ContainerResponses = append(response.ContainerResponses, &pluginapi.ContainerAllocateResponse{Envs: envs})
 		}
 		return response, nil
