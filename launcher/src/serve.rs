@@ -46,12 +46,16 @@ pub async fn run(options: Serve) -> Result<ExitCode, Failure> {
         () = &mut asked_to_end => return Ok(ExitCode::Ok),
     }
     readiness.send_replace(Readiness::Filling);
-    let controller = begin(&client, &options, Arc::clone(&metrics)).await?;
-    controller.filled().await;
-    readiness.send_replace(Readiness::Ready);
-    tracing::info!("the controller works");
+    let work = async {
+        let controller = begin(&client, &options, Arc::clone(&metrics)).await?;
+        controller.filled().await;
+        readiness.send_replace(Readiness::Ready);
+        tracing::info!("the controller works");
+        controller.run().await;
+        Ok::<(), Failure>(())
+    };
     tokio::select! {
-        () = controller.run() => {}
+        worked = work => worked?,
         _ = leads.wait_for(|leads| !*leads) => return Err(lost()),
         () = &mut asked_to_end => {}
     }

@@ -73,6 +73,17 @@ impl Observed {
         self.renewed = Some(asked);
     }
 
+    /// How long a round of `me` may take from the moment `now`: a leader knows by its deadline whether it still is one.
+    #[must_use]
+    pub fn patience(&self, me: &str, now: Duration) -> Duration {
+        match self.renewed {
+            Some(renewed) if self.holder == me => {
+                ANSWER_MAX.min(renewed.saturating_add(RENEW_DEADLINE).saturating_sub(now))
+            }
+            _ => ANSWER_MAX,
+        }
+    }
+
     /// Whether `me` may act.
     #[must_use]
     pub fn leads(&self, me: &str, now: Duration) -> bool {
@@ -88,7 +99,8 @@ pub async fn elect(leases: Api<Lease>, me: String, leading: watch::Sender<bool>)
     let mut has_led = false;
     loop {
         let now = started.elapsed();
-        match tokio::time::timeout(ANSWER_MAX, round(&leases, &me, &mut observed, started)).await {
+        let patience = observed.patience(&me, now);
+        match tokio::time::timeout(patience, round(&leases, &me, &mut observed, started)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(error = in_full(&error), "cannot look after the leader's lease"),
             Err(_) => tracing::warn!("the leader's lease was not answered in time"),
@@ -104,7 +116,8 @@ pub async fn elect(leases: Api<Lease>, me: String, leading: watch::Sender<bool>)
             has_led = true;
             leading.send_replace(true);
         }
-        tokio::time::sleep(RETRY.saturating_sub(started.elapsed().saturating_sub(now))).await;
+        let pause = RETRY.saturating_sub(started.elapsed().saturating_sub(now));
+        tokio::time::sleep(pause.min(observed.patience(&me, started.elapsed()))).await;
     }
 }
 
@@ -216,6 +229,8 @@ mod tests {
             assert!(!(leads && takes), "both at {second} s");
         }
         assert!(one.leads("one", s(9)) && !one.leads("one", s(10)));
+        assert_eq!([0, 4, 8, 10, 20].map(|at| one.patience("one", s(at))), [5, 5, 2, 0, 0].map(s));
+        assert_eq!(two.patience("two", s(20)), ANSWER_MAX);
         two.renewed("two", "2", s(15));
         one.look("two", "2", s(16));
         assert!(!one.leads("one", s(16)));

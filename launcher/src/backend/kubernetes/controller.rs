@@ -84,6 +84,8 @@ pub struct Controller {
     pods: Pods,
     trainings: BoxStream<'static, Result<Event<TrainingJob>, watcher::Error>>,
     workers: BoxStream<'static, Result<Event<Pod>, watcher::Error>>,
+    /// The planner may answer.
+    is_open: bool,
 }
 
 impl std::fmt::Debug for Controller {
@@ -140,6 +142,7 @@ impl Controller {
             pods: Pods::default(),
             trainings: watcher(trainings, watcher::Config::default()).default_backoff().boxed(),
             workers: watcher(pods, ours).default_backoff().boxed(),
+            is_open: false,
         }
     }
 
@@ -185,6 +188,7 @@ impl Controller {
                 for job in listed.into_values() {
                     self.applied(job).await;
                 }
+                self.open().await;
             }
             Event::Apply(job) => self.applied(job).await,
             Event::Delete(job) => {
@@ -205,6 +209,10 @@ impl Controller {
     }
 
     async fn deleted(&mut self, id: &JobId) {
+        // What its pods have stays held until they have ended, also where its actor gave up a moment ago.
+        if self.jobs.handles.get(id).is_none_or(Handle::is_over) {
+            self.begin(id).await;
+        }
         self.jobs.known.remove(id);
         if let Some(handle) = self.jobs.handles.get(id) {
             send(handle, Signal::Deleted).await;
@@ -217,11 +225,16 @@ impl Controller {
             return;
         }
         let Some(job) = self.jobs.known.get(id) else { return };
-        let Some(handle) = job::start(Arc::clone(&self.context), job.clone()) else { return };
-        for pod in self.pods.known.get(id).into_iter().flat_map(BTreeMap::values) {
-            send(&handle, Signal::Pod(Box::new(pod.clone()))).await;
-        }
+        let pods = self.pods.known.get(id).into_iter().flat_map(BTreeMap::values).cloned();
+        let Some(handle) = job::start(Arc::clone(&self.context), job.clone(), pods).await else { return };
         self.jobs.handles.insert(id.clone(), handle);
+    }
+
+    /// Lets the planner begin, once it has been told what all jobs hold that an earlier controller left.
+    async fn open(&mut self) {
+        if self.pods.is_filled && self.jobs.is_filled && !std::mem::replace(&mut self.is_open, true) {
+            self.context.planner.tell(planner::Wish::Open).await;
+        }
     }
 
     async fn worker(&mut self, event: Event<Pod>) {
@@ -253,6 +266,7 @@ impl Controller {
                         self.begin(&id).await;
                     }
                 }
+                self.open().await;
             }
             Event::Apply(pod) => {
                 if let Some((id, pod)) = view(&pod) {

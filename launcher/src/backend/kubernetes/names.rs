@@ -24,6 +24,8 @@ pub const LABEL_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 pub const GATE: &str = "slipway.dev/placement";
 /// Annotation of a placed pod: where and why, as JSON.
 pub const ANNOTATION_PLACED: &str = "slipway.dev/placed";
+/// Annotation of a child: what its pods' GPUs and NICs are asked for by, as JSON.
+pub const ANNOTATION_DEVICES: &str = "slipway.dev/devices";
 /// Annotation of a `TrainingJob` that is to be cancelled: `grace` or `now`.
 pub const ANNOTATION_CANCEL: &str = "slipway.dev/cancel";
 /// Annotation of a `TrainingJob` that ended and is to go on at its last commit: any text that it did not have before.

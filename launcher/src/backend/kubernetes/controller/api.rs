@@ -98,13 +98,14 @@ pub enum CallError {
     },
 }
 
-/// The strategic merge patch that gives a pod its place: it fails if the pod is another by now.
+/// The strategic merge patch that gives a pod its place, a node by its label [`names::LABEL_HOSTNAME`]: it fails if the pod
+/// is another by now.
 #[must_use]
-pub fn placing(uid: &str, host: &str, note: &Value) -> Value {
+pub fn placing(uid: &str, hostname: &str, note: &Value) -> Value {
     json!({
         "metadata": {"uid": uid, "annotations": {names::ANNOTATION_PLACED: note.to_string()}},
         "spec": {
-            "nodeSelector": {names::LABEL_HOSTNAME: host},
+            "nodeSelector": {names::LABEL_HOSTNAME: hostname},
             "schedulingGates": [{"$patch": "delete", "name": names::GATE}],
         },
     })
@@ -254,10 +255,10 @@ impl Calls {
         namespace: &str,
         pod: &str,
         uid: &str,
-        host: &str,
+        hostname: &str,
         note: &Value,
     ) -> Result<(), CallError> {
-        let patch = placing(uid, host, note);
+        let patch = placing(uid, hostname, note);
         let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let params =
             PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..Default::default() };

@@ -4,6 +4,7 @@
 use std::borrow::Borrow;
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::backend::kubernetes::objects::{DeviceSource, Devices};
@@ -20,6 +21,21 @@ const NUMA_NODE: [&str; 4] =
 
 /// What stands between a driver and the profile of a partition of its GPUs, in placement's names.
 const PARTITION: &str = "/mig-";
+
+/// The names by which a placement calls the devices of a job: of a resource, or of a driver.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::backend::kubernetes) struct Names {
+    pub(in crate::backend::kubernetes) gpu: Option<String>,
+    pub(in crate::backend::kubernetes) nic: Option<String>,
+}
+
+impl Names {
+    /// Takes in what somebody knows of them; what he does not know stays.
+    pub(in crate::backend::kubernetes) fn learn(&mut self, told: Self) {
+        self.gpu = told.gpu.or_else(|| self.gpu.take());
+        self.nic = told.nic.or_else(|| self.nic.take());
+    }
+}
 
 /// What pods ask for, by names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

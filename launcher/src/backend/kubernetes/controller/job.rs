@@ -23,6 +23,7 @@ use worker::units::WorkerId;
 use super::Context;
 use super::api::{CallError, Key, Stored};
 use super::decide::{self, Found, Next, Wish};
+use super::devices;
 use super::ledger::Answer;
 use super::planner;
 use super::pods::{Change, PodView, Roster};
@@ -37,10 +38,12 @@ use crate::rendezvous::group::{GroupSummary, Outcome, Record, RecordId};
 use crate::rendezvous::server::Inbound;
 
 mod live;
+mod over;
 mod places;
 mod tell;
 
 use live::Live;
+use over::Over;
 use places::{Deletion, Refusal};
 use tell::Teller;
 
@@ -110,8 +113,8 @@ enum Stage {
     Live(Box<Live>),
     /// The child is being deleted; when nothing runs any more, it is looked at again.
     Clearing,
-    /// It is over.
-    Over { since: Instant },
+    /// It is over; what still runs of it is ended.
+    Over(Over),
     /// Its object is gone; what runs is waited for.
     Leaving,
 }
@@ -124,7 +127,8 @@ enum Done {
     Cleared(Result<(), CallError>),
     Warned(Result<Vec<String>, CallError>),
     Placed { pod: String, uid: String, result: Result<(), CallError> },
-    Deleted { uid: String, how: Option<Deletion>, result: Result<(), CallError> },
+    Deleted { uid: String, how: Deletion, result: Result<(), CallError> },
+    Expired(Result<(), CallError>),
     Written { id: RecordId, result: Result<Option<String>, CallError> },
     Told(Result<(), CallError>),
     Again,
@@ -135,6 +139,8 @@ struct Reading {
     stored: Stored,
     seed: Option<Seed>,
     has_child: bool,
+    /// What the child's pods ask for.
+    devices: devices::Names,
 }
 
 /// The actor.
@@ -148,10 +154,9 @@ pub(super) struct Actor {
     stored: Stored,
     seed: Option<Seed>,
     has_child: bool,
-    /// Where workers that have no pod, or a gated one, are to go.
+    /// Where workers have, or are to get, their pods: all of it is held in the planner's ledger.
     plan: BTreeMap<WorkerId, PlacedWorker>,
-    gpu_name: Option<String>,
-    nic_name: Option<String>,
+    devices: devices::Names,
     /// The places have been planned again since all pods are there.
     is_confirmed: bool,
     /// The placed pod of each worker that has one, by uid.
@@ -185,12 +190,16 @@ pub(super) struct Actor {
     is_lost: bool,
 }
 
-/// Starts an actor.
-pub(super) fn start(context: Arc<Context>, resource: TrainingJob) -> Option<Handle> {
+/// Starts an actor. When this returns, the planner knows what the job's pods hold.
+pub(super) async fn start(
+    context: Arc<Context>,
+    resource: TrainingJob,
+    pods: impl Iterator<Item = PodView>,
+) -> Option<Handle> {
     let meta = &resource.metadata;
     let key = Key { namespace: meta.namespace.clone()?, name: meta.name.clone()?, uid: meta.uid.clone()? };
     let (signals, receiver) = mpsc::channel(SIGNALS_MAX);
-    let actor = Actor {
+    let mut actor = Actor {
         teller: Teller::new(&resource),
         context,
         key,
@@ -202,8 +211,7 @@ pub(super) fn start(context: Arc<Context>, resource: TrainingJob) -> Option<Hand
         seed: None,
         has_child: false,
         plan: BTreeMap::new(),
-        gpu_name: None,
-        nic_name: None,
+        devices: devices::Names::default(),
         is_confirmed: false,
         bound: BTreeMap::new(),
         wishes: Vec::new(),
@@ -222,6 +230,12 @@ pub(super) fn start(context: Arc<Context>, resource: TrainingJob) -> Option<Hand
         unwritten: None,
         is_lost: false,
     };
+    actor.read_job();
+    for pod in pods {
+        actor.signal(Signal::Pod(Box::new(pod)));
+    }
+    actor.hold_what_runs();
+    actor.flush_planner().await;
     let task = tokio::spawn(actor.run(receiver)).abort_handle();
     Some(Handle { signals, task })
 }
@@ -246,7 +260,11 @@ impl Actor {
             self.advance().await;
         }
         tracing::info!(job = %self.key, lost = self.is_lost, "a job is not looked after any more");
-        self.context.planner.tell(self.release_all()).await;
+        // One that lost its memory leaves what it holds to the next actor of the job, which begins soon.
+        if self.is_quiet() {
+            self.release_all();
+        }
+        self.flush_planner().await;
     }
 
     /// Takes in what else has happened by now.
@@ -271,7 +289,7 @@ impl Actor {
 
     /// No pod of the job may run anything.
     fn is_quiet(&self) -> bool {
-        self.roster.pods().all(|pod| pod.is_over() || (pod.is_gated && pod.is_fresh()))
+        !self.roster.pods().any(PodView::is_alive)
     }
 
     fn signal(&mut self, signal: Signal) {
@@ -279,6 +297,7 @@ impl Actor {
             Signal::Resource(resource) => {
                 let is_changed = resource.metadata.generation != self.resource.metadata.generation;
                 self.resource = *resource;
+                // What is found out now is looked at with the job as it is then.
                 if is_changed && !matches!(self.stage, Stage::Finding) {
                     self.read_job();
                 }
@@ -348,8 +367,10 @@ impl Actor {
                 let stored = calls.memory(&key).await?;
                 let seed = calls.seed(&key).await?;
                 let found = calls.find(&child, &key.namespace, &names::child(&key.name)).await?;
-                let has_child = found.is_some_and(|child| key.has(&child.metadata));
-                Ok(Box::new(Reading { stored, seed, has_child }))
+                let child = found.filter(|child| key.has(&child.metadata));
+                let devices = child.as_ref().map(|child| render::devices_of(&child.metadata));
+                let (has_child, devices) = (child.is_some(), devices.unwrap_or_default());
+                Ok(Box::new(Reading { stored, seed, has_child, devices }))
             };
             Done::Found(read.await)
         });
@@ -357,10 +378,13 @@ impl Actor {
 
     fn done(&mut self, done: Done) {
         match done {
+            // The job was deleted meanwhile.
+            Done::Found(_) | Done::Again if !matches!(self.stage, Stage::Finding) => {}
             Done::Found(Ok(reading)) => {
-                let Reading { stored, seed, has_child } = *reading;
+                let Reading { stored, seed, has_child, devices } = *reading;
                 self.has_child = has_child;
                 self.seed = seed;
+                self.devices.learn(devices);
                 if self.unwritten.is_none() && !self.is_writing {
                     self.stored = stored;
                 }
@@ -374,13 +398,15 @@ impl Actor {
                 self.seed = Some(seed);
                 self.retry = RETRY_FIRST;
                 self.has_child = true;
-                self.stage = Stage::Gating { since: clock() };
+                if matches!(self.stage, Stage::Creating) {
+                    self.stage = Stage::Gating { since: clock() };
+                }
             }
             Done::Created(Err(error)) => {
                 tracing::warn!(job = %self.key, %error, "cannot make a job's objects");
                 self.teller.trouble(format!("cannot make the job's objects: {error}"));
                 // Others may use the places while this is tried again.
-                self.wishes.push(self.release_all());
+                self.release_all();
                 self.try_again();
             }
             Done::Remade(Ok(false)) => {}
@@ -403,11 +429,10 @@ impl Actor {
                 if let Err(error) = result {
                     tracing::warn!(job = %self.key, %error, "cannot delete a pod");
                     // It is tried again with the next look.
-                    if let Some(how) = how {
-                        self.deleted.remove(&(uid, how));
-                    }
+                    self.deleted.remove(&(uid, how));
                 }
             }
+            Done::Expired(result) => self.expired(result),
             Done::Written { id, result } => self.written(id, result),
             Done::Told(result) => {
                 if let Err(error) = &result {
@@ -419,10 +444,19 @@ impl Actor {
         }
     }
 
-    /// Looks again after a while that grows.
-    fn try_again(&mut self) {
+    /// How long the next attempt waits, which is more than the last one did.
+    fn longer(&mut self) -> Duration {
         let wait = self.retry;
         self.retry = (self.retry * 2).min(RETRY_MAX);
+        wait
+    }
+
+    /// Looks again after a while that grows.
+    fn try_again(&mut self) {
+        if matches!(self.stage, Stage::Leaving) {
+            return;
+        }
+        let wait = self.longer();
         self.stage = Stage::Finding;
         self.tasks.spawn(async move {
             tokio::time::sleep(wait).await;
@@ -432,9 +466,8 @@ impl Actor {
 
     /// What is there is known: what becomes of it.
     fn found(&mut self) {
-        if self.job.is_none() {
-            self.read_job();
-        }
+        // It may have been changed while this was read.
+        self.read_job();
         if self.job.is_none() {
             self.stage = Stage::Invalid;
             return;
@@ -442,16 +475,23 @@ impl Actor {
         let next = self.next();
         tracing::info!(job = %self.key, ?next, generation = %self.stored.memory.generation, "a job is looked after");
         match next {
-            Next::Rest => self.stage = Stage::Over { since: clock() },
+            Next::Rest => self.rest(),
             Next::Keep => self.stage = Stage::Held,
             Next::Clear => self.clear(),
             Next::EndUnstarted => {
                 let (outcome, summary) = (Outcome::Cancelled, Box::new(GroupSummary::default()));
                 self.remember(&Record::End { outcome, summary }, RecordId(0));
-                self.stage = Stage::Over { since: clock() };
+                self.rest();
+            }
+            // They are not part of any child that is there.
+            Next::Ask if !self.is_quiet() => {
+                self.teller.waits_for("pods of an earlier attempt have not ended yet".to_owned());
+                self.try_again();
             }
             Next::Ask => {
                 self.plan.clear();
+                // What the next pods ask for is chosen anew.
+                self.devices = devices::Names::default();
                 self.is_confirmed = false;
                 self.stage = Stage::Asking;
                 self.ask(self.workers());
@@ -492,8 +532,7 @@ impl Actor {
         Some(render::Order {
             job: self.job.clone()?,
             key: self.key.clone(),
-            gpu_name: self.gpu_name.clone(),
-            nic_name: self.nic_name.clone(),
+            devices: self.devices.clone(),
             seed: self.seed,
         })
     }
@@ -501,17 +540,7 @@ impl Actor {
     fn tick(&mut self) {
         self.has_gates = true;
         self.forgive(clock());
-        let now = clock();
-        if let Stage::Over { since } = &self.stage
-            && let Some(ttl) = self.job.as_ref().and_then(|job| job.pod.ttl.as_ref())
-            && ttl.parse().is_ok_and(|ttl| now.saturating_duration_since(*since) >= ttl)
-        {
-            let (calls, key) = (self.context.calls.clone(), self.key.clone());
-            self.stage = Stage::Leaving;
-            self.tasks.spawn(async move {
-                Done::Deleted { uid: String::new(), how: None, result: calls.delete_job(&key).await }
-            });
-        }
+        self.tick_over();
         self.tick_live();
     }
 
@@ -531,7 +560,7 @@ impl Actor {
     async fn advance(&mut self) {
         match &self.stage {
             Stage::Finding | Stage::Invalid | Stage::Creating | Stage::Leaving => {}
-            Stage::Held | Stage::Over { .. } => {
+            Stage::Held | Stage::Over(_) => {
                 let next = self.next();
                 let stays = match &self.stage {
                     Stage::Held => next == Next::Keep,
@@ -539,13 +568,14 @@ impl Actor {
                 };
                 if !stays && self.unwritten.is_none() && !self.is_writing {
                     self.look();
+                } else {
+                    self.tend_over();
                 }
             }
             Stage::Asking => {
                 if self.wish() != Wish::Run {
-                    self.asked.clear();
                     // All of it: the places may have been given in this moment.
-                    self.context.planner.tell(self.release_all()).await;
+                    self.release_all();
                     self.look();
                 }
             }
@@ -556,17 +586,13 @@ impl Actor {
             Stage::Live(_) => self.tend_live(),
             Stage::Clearing => {
                 if !self.has_child && self.roster.pods().next().is_none() {
-                    self.context.planner.tell(self.release_all()).await;
+                    self.release_all();
                     self.look();
                 }
             }
         }
         self.flush_planner().await;
         self.tell();
-    }
-
-    fn release_all(&self) -> planner::Wish {
-        planner::Wish::Release { key: self.key.clone(), workers: None }
     }
 }
 
@@ -577,3 +603,6 @@ async fn hear(inbound: &mut Option<mpsc::Receiver<Inbound>>) -> Option<Inbound> 
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -186,8 +186,9 @@ impl Ledger {
         self.fresh.remove(key);
     }
 
-    /// A job holds this already: an earlier controller gave it out.
+    /// A job holds this, whoever gave it out, and nothing else; it waits for nothing.
     pub fn hold(&mut self, key: Key, holding: Holding) {
+        self.withdraw(&key);
         self.holdings.insert(key, holding);
         self.is_stale = true;
     }

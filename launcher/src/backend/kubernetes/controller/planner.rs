@@ -31,12 +31,14 @@ pub(super) enum Wish {
     Ask { key: Key, created: u64, request: Box<Request>, answers: mpsc::Sender<Answer> },
     /// The places that were given, planned anew on what is free now, before anybody else's turn.
     Renew { key: Key, request: Box<Request>, answers: mpsc::Sender<Answer> },
-    /// These places were given out before.
+    /// All that the job holds, whoever gave it out.
     Hold { key: Key, holding: Box<Holding> },
     /// The worker's pod was taken by its kubelet.
     Admitted { key: Key, worker: WorkerId },
     /// These places are free again; `None`: all.
     Release { key: Key, workers: Option<BTreeSet<WorkerId>> },
+    /// Of all jobs that there were at the start, it has been told what they hold: nobody is answered before.
+    Open,
 }
 
 /// The way to the planner.
@@ -62,11 +64,12 @@ async fn run(mut wishes: mpsc::Receiver<Wish>, caches: Arc<Caches>, metrics: Arc
     let mut listeners: BTreeMap<Key, mpsc::Sender<Answer>> = BTreeMap::new();
     let changed: Arc<Notify> = caches.changed();
     let mut is_new = true;
+    let mut is_open = false;
     let begun = clock();
     loop {
         let mut batch = Vec::new();
         // For nobody who does not wait.
-        let due = if ledger.has_waiting() { ledger.due() } else { None };
+        let due = if is_open && ledger.has_waiting() { ledger.due() } else { None };
         let due = due.map(|due| due.saturating_sub(begun.elapsed()));
         tokio::select! {
             heard = wishes.recv_many(&mut batch, WISHES_MAX) => if heard == 0 { return },
@@ -81,9 +84,10 @@ async fn run(mut wishes: mpsc::Receiver<Wish>, caches: Arc<Caches>, metrics: Arc
         }
         let now = begun.elapsed();
         for wish in batch {
+            is_open |= matches!(wish, Wish::Open);
             take(&mut ledger, &mut listeners, wish, now);
         }
-        if !ledger.has_waiting() {
+        if !is_open || !ledger.has_waiting() {
             continue;
         }
         let solving = clock();
@@ -122,5 +126,6 @@ fn take(ledger: &mut Ledger, listeners: &mut BTreeMap<Key, mpsc::Sender<Answer>>
             }
             ledger.release(&key, workers.as_ref());
         }
+        Wish::Open => {}
     }
 }

@@ -89,12 +89,13 @@ impl PodView {
         let gates = spec.scheduling_gates.as_deref().unwrap_or_default();
         let chosen = spec.node_selector.as_ref().and_then(|labels| labels.get(names::LABEL_HOSTNAME));
         let placed = meta.annotations.as_ref().and_then(|notes| notes.get(names::ANNOTATION_PLACED));
+        let noted = placed.and_then(|text| note(text)["host"].as_str().map(str::to_owned));
         Some(Self {
             name: meta.name.clone()?,
             uid: meta.uid.clone()?,
             worker: WorkerId(index),
             is_gated: gates.iter().any(|gate| gate.name == names::GATE),
-            host: spec.node_name.clone().or_else(|| chosen.cloned()),
+            host: spec.node_name.clone().or(noted).or_else(|| chosen.cloned()),
             placed: placed.cloned(),
             created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
             is_admitted: pod.status.as_ref().is_some_and(|status| status.start_time.is_some()),
@@ -119,7 +120,7 @@ impl PodView {
     /// What was written down of its place when it got it; null where nothing was.
     #[must_use]
     pub fn place_note(&self) -> serde_json::Value {
-        self.placed.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+        self.placed.as_deref().map(note).unwrap_or_default()
     }
 
     /// The NUMA node of its place, where the plan named one.
@@ -134,11 +135,21 @@ impl PodView {
         !self.is_gated && !self.is_over() && self.host.is_some()
     }
 
+    /// Something of it may run, now or at any moment.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !(self.is_over() || self.is_gated && self.is_fresh())
+    }
+
     /// Nothing of it has ever run.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
         matches!(self.stage, PodStage::Waiting | PodStage::Unschedulable { .. })
     }
+}
+
+fn note(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_default()
 }
 
 fn stage(pod: &Pod) -> PodStage {
@@ -284,6 +295,14 @@ impl Roster {
                 changes.push(Change::Gone { worker, number, how: how.clone() });
             }
             PodStage::Rejected { why } => {
+                // A kubelet that was started again looks at pods that ran before it, too.
+                if self.launched.remove(&pod.name).is_some() {
+                    changes.push(Change::Gone {
+                        worker,
+                        number,
+                        how: format!("its kubelet ended it ({why})"),
+                    });
+                }
                 if let Some(host) = &pod.host
                     && self.rejected.insert(pod.uid.clone(), worker).is_none()
                 {
@@ -341,7 +360,7 @@ impl Roster {
 
     /// The worker's pods of which something may run.
     pub fn alive(&self, worker: WorkerId) -> impl Iterator<Item = &PodView> {
-        self.of(worker).filter(|pod| !(pod.is_over() || pod.is_gated && pod.is_fresh()))
+        self.of(worker).filter(|pod| pod.is_alive())
     }
 
     /// Pods that wait for a place, by worker.

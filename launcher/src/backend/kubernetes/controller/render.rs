@@ -1,12 +1,13 @@
 //! Makes a job's objects in the order in which each needs the one before, so that a controller that dies in between
 //! leaves nothing that the next one could not go on from: the child, which makes the pods, comes last.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::GroupVersionKind;
 use serde_json::Value;
 
 use super::Context;
 use super::api::{CallError, Key};
-use super::devices::Chosen;
+use super::devices::{Chosen, Names};
 use crate::backend::kubernetes::names;
 use crate::backend::kubernetes::objects::{self, Render, RenderError};
 use crate::job::Job;
@@ -17,8 +18,7 @@ use crate::rendezvous::authority::{Authority, AuthorityError, Seed};
 pub(super) struct Order {
     pub(super) job: Job,
     pub(super) key: Key,
-    pub(super) gpu_name: Option<String>,
-    pub(super) nic_name: Option<String>,
+    pub(super) devices: Names,
     /// The seed of an earlier attempt; none: it is drawn.
     pub(super) seed: Option<Seed>,
 }
@@ -42,11 +42,11 @@ pub(super) enum CreateError {
 
 /// Makes everything; the job's seed.
 pub(super) async fn create(context: &Context, order: Order) -> Result<Seed, CreateError> {
-    let Order { job, key, gpu_name, nic_name, seed } = order;
+    let Order { job, key, devices: chosen, seed } = order;
     let (slices, classes) = (context.caches.slices(), context.caches.device_classes());
     let (slices, classes) = (by_ref(&slices), by_ref(&classes));
     let locality = job.resources.locality;
-    let devices = Chosen::of(gpu_name.as_deref(), nic_name.as_deref(), locality, &slices, &classes);
+    let devices = Chosen::of(chosen.gpu.as_deref(), chosen.nic.as_deref(), locality, &slices, &classes);
     let devices = devices.with_classes_of(job.pod.devices.as_ref(), &classes);
     let render = Render {
         job: &job,
@@ -58,7 +58,10 @@ pub(super) async fn create(context: &Context, order: Order) -> Result<Seed, Crea
         devices: devices.as_devices(),
     };
     // Whatever cannot be rendered is found before anything is made.
-    let child = objects::child(&render)?;
+    let mut child = objects::child(&render)?;
+    // Pods get their places one by one, and until the first has it only this tells what all of them ask for.
+    child["metadata"]["annotations"][names::ANNOTATION_DEVICES] =
+        serde_json::to_string(&chosen).unwrap_or_default().into();
     let mut first = objects::needed(&render)?;
     refuse_leftover(context, &key, &context.child, &names::child(&key.name)).await?;
     let seed = match seed {
@@ -91,6 +94,12 @@ pub(super) async fn remake(context: &Context, order: Order) -> Result<bool, Crea
     }
     create(context, order).await?;
     Ok(true)
+}
+
+/// What a child's pods ask for, as was written down when it was made.
+pub(super) fn devices_of(child: &ObjectMeta) -> Names {
+    let note = child.annotations.as_ref().and_then(|notes| notes.get(names::ANNOTATION_DEVICES));
+    note.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
 fn by_ref(values: &[std::sync::Arc<Value>]) -> Vec<&Value> {

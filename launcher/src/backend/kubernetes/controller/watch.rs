@@ -3,7 +3,7 @@
 //! Our own pods are watched elsewhere, by their label; no other pod is ever listed. Sources that are not installed are
 //! looked for again from time to time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -26,6 +26,9 @@ use crate::topology::levels::Levels;
 /// How often a source that is not installed, or may not be read, is looked for.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
+/// How long is waited at the start for a source that does not answer.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
+
 type Objects = BTreeMap<String, Arc<Value>>;
 
 /// Everything that plans are made from.
@@ -34,7 +37,8 @@ pub(super) struct Caches {
     nodes: RwLock<BTreeMap<String, Arc<Node>>>,
     others: BTreeMap<Source, RwLock<Option<Objects>>>,
     changed: Arc<Notify>,
-    filled: watch::Sender<bool>,
+    /// Sources that have not told all that they know; `None` stands for the nodes.
+    silent: watch::Sender<BTreeSet<Option<Source>>>,
     levels: Levels,
     naming: Naming,
 }
@@ -46,7 +50,7 @@ impl Caches {
             nodes: RwLock::default(),
             others: Source::ALL.into_iter().map(|source| (source, RwLock::default())).collect(),
             changed: Arc::default(),
-            filled: watch::Sender::new(false),
+            silent: watch::Sender::new(Source::ALL.into_iter().map(Some).chain([None]).collect()),
             levels,
             naming,
         });
@@ -58,15 +62,50 @@ impl Caches {
         caches
     }
 
+    /// What is known of a cluster of these nodes, and never changes.
+    #[cfg(test)]
+    pub(super) fn of(nodes: Vec<Node>) -> Arc<Self> {
+        let named =
+            nodes.into_iter().map(|node| (node.metadata.name.clone().unwrap_or_default(), Arc::new(node)));
+        Arc::new(Self {
+            nodes: RwLock::new(named.collect()),
+            others: Source::ALL.into_iter().map(|source| (source, RwLock::default())).collect(),
+            changed: Arc::default(),
+            silent: watch::Sender::default(),
+            levels: Levels::default(),
+            naming: Naming::default(),
+        })
+    }
+
     /// Told when something changed that a plan may depend on.
     pub(super) fn changed(&self) -> Arc<Notify> {
         Arc::clone(&self.changed)
     }
 
-    /// Waits until the nodes are known.
+    /// Waits until all is known that there is to know. The nodes are waited for as long as it takes; another source that is
+    /// served but does not answer, for [`SILENCE_MAX`].
     pub(super) async fn filled(&self) {
+        let mut silent = self.silent.subscribe();
+        let all = silent.wait_for(BTreeSet::is_empty);
         // The sender lives as long as we do.
-        let _ = self.filled.subscribe().wait_for(|filled| *filled).await;
+        if tokio::time::timeout(SILENCE_MAX, all).await.is_err() {
+            let sources = silent.borrow().clone();
+            tracing::warn!(?sources, "sources do not answer: plans are made without them until they do");
+            let _ = silent.wait_for(|silent| !silent.contains(&None)).await;
+        }
+    }
+
+    /// The source has told all that it knows.
+    fn heard(&self, source: Option<Source>) {
+        self.silent.send_if_modified(|silent| silent.remove(&source));
+    }
+
+    /// What a node's label says that pods are bound to it by. It is its name nearly everywhere, but not by any rule.
+    pub(super) fn hostname(&self, node: &str) -> String {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        let labels = nodes.get(node).and_then(|node| node.metadata.labels.as_ref());
+        let hostname = labels.and_then(|labels| labels.get(names::LABEL_HOSTNAME));
+        hostname.map_or_else(|| node.to_owned(), Clone::clone)
     }
 
     /// Whether a node is known to be well; one that is not there is not.
@@ -133,7 +172,7 @@ impl Caches {
                 Ok(watcher::Event::InitDone) => {
                     *self.nodes.write().unwrap_or_else(PoisonError::into_inner) =
                         listed.take().unwrap_or_default();
-                    self.filled.send_replace(true);
+                    self.heard(None);
                     self.changed.notify_one();
                 }
                 Ok(watcher::Event::Apply(node)) => {
@@ -189,6 +228,8 @@ impl Caches {
             *slot = objects;
             self.changed.notify_one();
         }
+        drop(slot);
+        self.heard(Some(source));
     }
 
     fn change(&self, source: Source, object: Option<(String, Arc<Value>)>, is_there: bool) {

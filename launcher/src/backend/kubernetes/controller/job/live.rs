@@ -303,11 +303,10 @@ impl Actor {
             return;
         }
         self.inbound = None;
-        self.stage = Stage::Over { since: clock() };
         if is_held {
             self.clear();
         } else {
-            self.wishes.push(self.release_all());
+            self.rest();
         }
     }
 
@@ -343,27 +342,32 @@ impl Actor {
             true
         });
         let at_once = live.cancelled == Some(true) && is_over;
-        let policy = self.job.as_ref().map(|job| job.pod.node_lost).unwrap_or_default();
         for (pod, since) in due {
-            let is_answering = pod.host.as_deref().is_some_and(|host| self.context.caches.is_ready(host));
-            let is_dead = !is_answering && policy == NodeLost::Replace && since.elapsed() >= FORCE_AFTER;
-            if !is_answering && policy == NodeLost::Wait {
-                let host = pod.host.as_deref().unwrap_or("a node");
-                self.teller.waits_for(format!(
-                    "{host} does not answer, and spec.pod.nodeLost is wait: pod {} may still run",
-                    pod.name
-                ));
-            }
-            let how = match (is_dead, at_once) {
-                (true, _) => Deletion::WriteOff,
-                (false, true) => Deletion::AtOnce,
-                (false, false) => Deletion::InOrder,
-            };
-            self.delete_pod(&pod, how);
+            self.end_pod(&pod, since, at_once);
         }
         for event in swept {
             self.handle(event);
         }
+    }
+
+    /// Sees to it that a pod ends, which it was to since `since`.
+    pub(super) fn end_pod(&mut self, pod: &PodView, since: Instant, at_once: bool) {
+        let policy = self.job.as_ref().map(|job| job.pod.node_lost).unwrap_or_default();
+        let is_answering = pod.host.as_deref().is_some_and(|host| self.context.caches.is_ready(host));
+        let is_dead = !is_answering && policy == NodeLost::Replace && since.elapsed() >= FORCE_AFTER;
+        if !is_answering && policy == NodeLost::Wait {
+            let host = pod.host.as_deref().unwrap_or("a node");
+            self.teller.waits_for(format!(
+                "{host} does not answer, and spec.pod.nodeLost is wait: pod {} may still run",
+                pod.name
+            ));
+        }
+        let how = match (is_dead, at_once) {
+            (true, _) => Deletion::WriteOff,
+            (false, true) => Deletion::AtOnce,
+            (false, false) => Deletion::InOrder,
+        };
+        self.delete_pod(pod, how);
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tokio::sync::mpsc;
 use worker::units::WorkerId;
 
 use super::{Actor, Done, PODS_MAX, Stage};
@@ -50,6 +51,7 @@ impl Actor {
     /// Wants places for these workers; the others keep theirs.
     pub(super) fn ask(&mut self, workers: Vec<WorkerId>) {
         let Some(request) = self.request(workers) else { return };
+        self.answers = mpsc::channel(super::SIGNALS_MAX);
         let created = self.resource.metadata.creation_timestamp.as_ref();
         let created = created.and_then(|time| u64::try_from(time.0.as_millisecond()).ok()).unwrap_or(0);
         self.teller.asks(unix_ms());
@@ -61,6 +63,7 @@ impl Actor {
     fn renew(&mut self) {
         let Some(request) = self.request(self.workers()) else { return };
         self.plan.clear();
+        self.answers = mpsc::channel(super::SIGNALS_MAX);
         let (key, answers) = (self.key.clone(), self.answers.0.clone());
         self.wishes.push(Wish::Renew { key, request: Box::new(request), answers });
     }
@@ -79,8 +82,8 @@ impl Actor {
         let classes: Vec<&serde_json::Value> = classes.iter().map(AsRef::as_ref).collect();
         devices::name_drivers(&mut request.need, &classes);
         // All pods of a job are made from one template.
-        request.need.gpu_name = request.need.gpu_name.or_else(|| self.gpu_name.clone());
-        request.need.nic_name = request.need.nic_name.or_else(|| self.nic_name.clone());
+        request.need.gpu_name = request.need.gpu_name.or_else(|| self.devices.gpu.clone());
+        request.need.nic_name = request.need.nic_name.or_else(|| self.devices.nic.clone());
         Some(request)
     }
 
@@ -104,8 +107,7 @@ impl Actor {
             Answer::Granted(placement) => {
                 let waited = self.teller.granted(unix_ms());
                 self.context.metrics.placement_wait.observe(waited.as_secs_f64());
-                self.gpu_name = placement.gpu_name;
-                self.nic_name = placement.nic_name;
+                self.devices = devices::Names { gpu: placement.gpu_name, nic: placement.nic_name };
                 for place in placement.workers {
                     self.asked.remove(&place.worker);
                     self.plan.insert(place.worker, place);
@@ -118,28 +120,49 @@ impl Actor {
         }
     }
 
-    /// Takes over what an earlier controller began.
-    pub(super) fn adopt(&mut self) {
+    /// Everything that the job holds or waits for is free again. No answer that is under way counts any more.
+    pub(super) fn release_all(&mut self) {
+        self.forget_all();
+        self.wishes.push(Wish::Release { key: self.key.clone(), workers: None });
+    }
+
+    fn forget_all(&mut self) {
+        self.plan.clear();
+        self.bound.clear();
+        self.asked.clear();
+        self.answers = mpsc::channel(super::SIGNALS_MAX);
+    }
+
+    /// What the job's pods have is held, whoever gave it to them, and nothing else is.
+    pub(super) fn hold_what_runs(&mut self) {
         let Some(job) = &self.job else { return };
         let request = objects::request(job);
+        if self.roster.placed().is_empty() {
+            return self.release_all();
+        }
+        self.forget_all();
         let mut holding = Holding { need: request.need, locality: request.locality, ..Holding::default() };
         for (worker, pod) in self.roster.placed() {
             let Some(host) = pod.host.clone() else { continue };
             let (note, numa_node) = (pod.place_note(), pod.numa_node());
             let name = |key: &str| note[key].as_str().map(str::to_owned);
-            holding.gpu_name = holding.gpu_name.or_else(|| name("gpu"));
-            holding.nic_name = holding.nic_name.or_else(|| name("nic"));
+            self.devices.learn(devices::Names { gpu: name("gpu"), nic: name("nic") });
             holding.places.insert(worker, Place { host: host.clone(), numa: numa_node, admitted: None });
             self.plan.insert(worker, PlacedWorker { worker, host, cpus: Vec::new(), numa_node });
+            self.moved.insert(worker);
         }
-        self.gpu_name.clone_from(&holding.gpu_name);
-        self.nic_name.clone_from(&holding.nic_name);
+        holding.gpu_name.clone_from(&self.devices.gpu);
+        holding.nic_name.clone_from(&self.devices.nic);
         self.wishes.push(Wish::Hold { key: self.key.clone(), holding: Box::new(holding) });
-        for (worker, _) in self.roster.placed().into_iter().filter(|(_, pod)| pod.is_admitted) {
-            self.wishes.push(Wish::Admitted { key: self.key.clone(), worker });
-        }
+        self.release_ended();
+    }
+
+    /// Takes over what an earlier controller began, or this one in an earlier attempt.
+    pub(super) fn adopt(&mut self) {
+        self.hold_what_runs();
         // Whoever has a place keeps it, and the others are asked for now.
         self.is_confirmed = true;
+        self.has_gates = true;
         self.stage = Stage::Gating { since: clock() };
         if self.stored.memory.generation.0 > 0 {
             self.go_live();
@@ -156,6 +179,9 @@ impl Actor {
     pub(super) fn tend_gating(&mut self, since: Instant) {
         if self.wish() != super::Wish::Run {
             return self.clear();
+        }
+        if self.is_hopeless() {
+            return;
         }
         let workers = self.workers();
         let total = workers.len();
@@ -229,14 +255,15 @@ impl Actor {
         let note = json!({
             "host": place.host,
             "numaNode": place.numa_node,
-            "gpu": self.gpu_name,
-            "nic": self.nic_name,
+            "gpu": self.devices.gpu,
+            "nic": self.devices.nic,
         });
         let (calls, namespace) = (self.context.calls.clone(), self.key.namespace.clone());
-        let (pod, uid, host) = (pod.name.clone(), pod.uid.clone(), place.host.clone());
+        let (pod, uid) = (pod.name.clone(), pod.uid.clone());
+        let hostname = self.context.caches.hostname(&place.host);
         self.teller.gates_begin(clock());
         self.tasks.spawn(async move {
-            let result = calls.place(&namespace, &pod, &uid, &host, &note).await;
+            let result = calls.place(&namespace, &pod, &uid, &hostname, &note).await;
             Done::Placed { pod, uid, result }
         });
     }
@@ -271,19 +298,24 @@ impl Actor {
             self.forget_place(worker);
         }
         self.teller.trouble(format!("{host} refused worker {worker}, which is placed elsewhere: {why}"));
+    }
+
+    /// Hosts have refused pods of this job for too often: it ends. Whether it does.
+    fn is_hopeless(&mut self) -> bool {
         let refusals = self.refused_by.values().map(|refusal| refusal.times).fold(0, u32::saturating_add);
-        if refusals >= REFUSALS_MAX && !matches!(self.stage, Stage::Live(_)) {
-            let message =
-                format!("hosts refused pods {refusals} times that they had room for by all accounts");
-            let mut cause = Cause::plain(CauseCode::Unplaceable, self.stored.memory.generation, message);
-            "`launcher doctor` compares what the cluster offers with what it says"
-                .clone_into(&mut cause.hint);
-            let told = self.refused_by.iter().map(|(host, refusal)| format!("{host}: {}", refusal.why));
-            cause.log_tail = told.collect();
-            let outcome = Outcome::Failed { cause: Box::new(cause) };
-            self.remember(&Record::End { outcome, summary: Box::new(GroupSummary::default()) }, RecordId(0));
-            self.clear();
+        if refusals < REFUSALS_MAX {
+            return false;
         }
+        let message = format!("hosts refused pods {refusals} times that they had room for by all accounts");
+        let mut cause = Cause::plain(CauseCode::Unplaceable, self.stored.memory.generation, message);
+        "`launcher doctor` compares what the cluster offers with what it says".clone_into(&mut cause.hint);
+        let told = self.refused_by.iter().map(|(host, refusal)| format!("{host}: {}", refusal.why));
+        cause.log_tail = told.collect();
+        let outcome = Outcome::Failed { cause: Box::new(cause) };
+        self.remember(&Record::End { outcome, summary: Box::new(GroupSummary::default()) }, RecordId(0));
+        self.refused_by.clear();
+        self.clear();
+        true
     }
 
     /// Hosts that refused pods a while ago may be planned for again, also for those who wait now.
@@ -350,7 +382,7 @@ impl Actor {
                 Deletion::AtOnce => calls.delete_pod(&namespace, &name, &uid, Some(Duration::ZERO)).await,
                 Deletion::WriteOff => calls.write_off(&namespace, &name, &uid).await,
             };
-            Done::Deleted { uid, how: Some(how), result }
+            Done::Deleted { uid, how, result }
         });
     }
 }

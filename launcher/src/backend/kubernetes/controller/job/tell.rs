@@ -107,6 +107,11 @@ impl Teller {
         self.ended_unix_ms.get_or_insert_with(unix_ms);
     }
 
+    /// For how long the job has been over, whoever saw its end.
+    pub(super) fn is_over_for(&self, unix_ms: u64) -> Duration {
+        Duration::from_millis(self.ended_unix_ms.map_or(0, |ended| unix_ms.saturating_sub(ended)))
+    }
+
     /// A gate is about to be lifted.
     pub(super) fn gates_begin(&mut self, now: Instant) {
         self.gates_since.get_or_insert(now);
@@ -239,7 +244,7 @@ impl Actor {
                         .map(|what| format!("waits for {what}")),
                 );
             }
-            Stage::Over { .. } => {
+            Stage::Over(_) => {
                 status.rates = None;
                 match &self.stored.memory.outcome {
                     Some(Outcome::Succeeded) => status.phase = Phase::Succeeded,

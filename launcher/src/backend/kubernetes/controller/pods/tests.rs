@@ -56,6 +56,34 @@ fn a_pod_is_launched_once_and_gone_once() {
 }
 
 #[test]
+fn a_pod_that_ran_is_gone_when_its_kubelet_does_not_admit_it_again() {
+    let mut roster = Roster::default();
+    let (worker, number) = (WorkerId(3), process_number("1"));
+    roster.update(pod("a", "1", &placed(), &running()));
+    let refused = json!({"phase": "Failed", "reason": "NodeAffinity", "message": "m"});
+    let changes = roster.update(pod("a", "1", &placed(), &refused));
+    assert!(
+        matches!(&changes[0], Change::Gone { worker: gone, number: process, .. } if (*gone, *process) == (worker, number))
+    );
+    assert!(matches!(&changes[1], Change::Rejected { host, .. } if host == "node1"), "{changes:?}");
+    assert_eq!(roster.remove("a"), []);
+}
+
+#[test]
+fn a_placed_pod_is_on_the_node_that_was_meant_whatever_the_nodes_label_says() {
+    let mut seen = json!({
+        "metadata": {"name": "a", "uid": "1", "labels": {names::LABEL_INDEX: "3"}, "annotations": {}},
+        "spec": placed(),
+    });
+    seen["metadata"]["annotations"][names::ANNOTATION_PLACED] = json!({"host": "n1"}).to_string().into();
+    let view = PodView::of(&serde_json::from_value(seen.clone()).unwrap()).unwrap();
+    assert_eq!(view.host.as_deref(), Some("n1"));
+    seen["spec"]["nodeName"] = "n2".into();
+    let view = PodView::of(&serde_json::from_value(seen).unwrap()).unwrap();
+    assert_eq!(view.host.as_deref(), Some("n2"), "that is where it runs");
+}
+
+#[test]
 fn a_deleted_pod_is_gone_also_when_another_has_its_name() {
     let mut roster = Roster::default();
     let worker = WorkerId(3);

@@ -1,0 +1,71 @@
+//! An actor whose job is over: what still runs is ended, and in its time the job's object goes, with all that it owns.
+
+use std::time::Instant;
+
+use super::{Actor, Done, Stage};
+use crate::backend::clock::{clock, unix_ms};
+use crate::backend::kubernetes::controller::api::CallError;
+use crate::backend::kubernetes::controller::pods::PodView;
+
+/// What is left to do.
+#[derive(Debug)]
+pub(super) struct Over {
+    since: Instant,
+    /// Nothing of it runs, and all of its places are free again.
+    is_released: bool,
+    /// The deletion of the job is under way, or is not to be tried before then.
+    deletes_again: Option<Instant>,
+}
+
+impl Actor {
+    /// The job is over. What is left of it stays for whoever reads its logs, but nothing of it goes on running: an earlier
+    /// controller may have died after it had written the end down, and before all pods had ended.
+    pub(super) fn rest(&mut self) {
+        self.teller.ends();
+        self.inbound = None;
+        self.stage = Stage::Over(Over { since: clock(), is_released: false, deletes_again: None });
+        self.tend_over();
+    }
+
+    /// Ends pods, and gives the places back when the last has ended.
+    pub(super) fn tend_over(&mut self) {
+        let is_quiet = self.is_quiet();
+        let Stage::Over(over) = &mut self.stage else { return };
+        let since = over.since;
+        if is_quiet {
+            if !std::mem::replace(&mut over.is_released, true) {
+                self.release_all();
+            }
+            return;
+        }
+        let alive = self.roster.pods().filter(|pod| pod.is_alive());
+        for pod in alive.cloned().collect::<Vec<PodView>>() {
+            self.end_pod(&pod, since, false);
+        }
+    }
+
+    /// Deletes the job when it has been over for as long as its owner wants to see it.
+    pub(super) fn tick_over(&mut self) {
+        let Stage::Over(over) = &mut self.stage else { return };
+        let ttl = self.job.as_ref().and_then(|job| job.pod.ttl.as_ref());
+        let Some(ttl) = ttl.and_then(|ttl| ttl.parse().ok()) else { return };
+        let now = clock();
+        if self.teller.is_over_for(unix_ms()) < ttl || over.deletes_again.is_some_and(|again| now < again) {
+            return;
+        }
+        // It stays over until its watch tells that it is gone: what is deleted was not, for all that is known.
+        over.deletes_again = Some(now + super::RETRY_MAX);
+        tracing::info!(job = %self.key, "a job has been over for as long as it was to be kept, and is deleted");
+        let (calls, key) = (self.context.calls.clone(), self.key.clone());
+        self.tasks.spawn(async move { Done::Expired(calls.delete_job(&key).await) });
+    }
+
+    pub(super) fn expired(&mut self, result: Result<(), CallError>) {
+        let Err(error) = result else { return };
+        tracing::warn!(job = %self.key, %error, "cannot delete a job that is over");
+        let again = clock() + self.longer();
+        if let Stage::Over(over) = &mut self.stage {
+            over.deletes_again = Some(again);
+        }
+    }
+}
