@@ -51,7 +51,7 @@ pub async fn run(options: Serve) -> Result<ExitCode, Failure> {
         controller.filled().await;
         readiness.send_replace(Readiness::Ready);
         tracing::info!("the controller works");
-        controller.run().await;
+        Box::pin(controller.run()).await;
         Ok::<(), Failure>(())
     };
     tokio::select! {

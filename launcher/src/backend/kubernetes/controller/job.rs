@@ -37,6 +37,7 @@ use crate::rendezvous::authority::Seed;
 use crate::rendezvous::group::{GroupSummary, Outcome, Record, RecordId};
 use crate::rendezvous::server::Inbound;
 
+mod find;
 mod live;
 mod over;
 mod places;
@@ -357,25 +358,6 @@ impl Actor {
         notes.and_then(|notes| notes.get(names::ANNOTATION_RESUME)).cloned().unwrap_or_default()
     }
 
-    /// Reads what is there of the job, from the beginning.
-    fn look(&mut self) {
-        self.stage = Stage::Finding;
-        self.inbound = None;
-        let (calls, key, child) = (self.context.calls.clone(), self.key.clone(), self.context.child.clone());
-        self.tasks.spawn(async move {
-            let read = async {
-                let stored = calls.memory(&key).await?;
-                let seed = calls.seed(&key).await?;
-                let found = calls.find(&child, &key.namespace, &names::child(&key.name)).await?;
-                let child = found.filter(|child| key.has(&child.metadata));
-                let devices = child.as_ref().map(|child| render::devices_of(&child.metadata));
-                let (has_child, devices) = (child.is_some(), devices.unwrap_or_default());
-                Ok(Box::new(Reading { stored, seed, has_child, devices }))
-            };
-            Done::Found(read.await)
-        });
-    }
-
     fn done(&mut self, done: Done) {
         match done {
             // The job was deleted meanwhile.
@@ -442,26 +424,6 @@ impl Actor {
             }
             Done::Again => self.look(),
         }
-    }
-
-    /// How long the next attempt waits, which is more than the last one did.
-    fn longer(&mut self) -> Duration {
-        let wait = self.retry;
-        self.retry = (self.retry * 2).min(RETRY_MAX);
-        wait
-    }
-
-    /// Looks again after a while that grows.
-    fn try_again(&mut self) {
-        if matches!(self.stage, Stage::Leaving) {
-            return;
-        }
-        let wait = self.longer();
-        self.stage = Stage::Finding;
-        self.tasks.spawn(async move {
-            tokio::time::sleep(wait).await;
-            Done::Again
-        });
     }
 
     /// What is there is known: what becomes of it.
