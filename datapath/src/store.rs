@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+#[cfg(any(feature = "ceph", feature = "s3"))]
+use crate::dataset::is_shard_name;
 use crate::memory::Block;
 
 pub mod address;
@@ -171,6 +173,12 @@ impl StoreError {
             Self::Stopped { .. } => "stopped",
         }
     }
+}
+
+/// Whether an object of that name is a shard's or a manifest's, and not hidden.
+#[cfg(any(feature = "ceph", feature = "s3"))]
+fn is_listed(name: &str) -> bool {
+    is_shard_name(name) && !name.split('/').any(|part| part.starts_with('.'))
 }
 
 impl Store {

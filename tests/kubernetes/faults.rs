@@ -65,7 +65,6 @@ fn pod_deleted() {
     });
 }
 
-/// As `kubectl drain` and the cluster's autoscaler do it.
 /// Its pods go with it.
 fn child_deleted() {
     let rig = Rig::shared().nodes(4);
@@ -79,6 +78,7 @@ fn child_deleted() {
     training.delete_and_look("digits");
 }
 
+/// As `kubectl drain` and the cluster's autoscaler do it.
 fn pod_evicted() {
     one_pod_goes("evicted", |training, pod| {
         let space = training.space.name();

@@ -13,6 +13,7 @@ use super::{
     CHUNK_TARGET_BYTES, DatasetFault, FaultCode, Format, MANIFEST_NAME, MAX_FIELDS, MAX_SHARDS, Manifest,
 };
 use super::{RecordLayout, Shard, ShardId, count, index_of, manifest};
+use crate::fault::in_full;
 use crate::memory::Block;
 use crate::store::{Object, Store, StoreError};
 
@@ -325,14 +326,7 @@ pub(super) fn reading_fault(error: &StoreError) -> DatasetFault {
 
 /// The whole chain of an error.
 pub(super) fn failed(error: &StoreError) -> String {
-    let mut message = format!("failed to {error}");
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        message.push_str(": ");
-        message.push_str(&error.to_string());
-        source = error.source();
-    }
-    message
+    format!("failed to {}", in_full(error))
 }
 
 fn too_many_samples() -> DatasetFault {

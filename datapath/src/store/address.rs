@@ -102,6 +102,12 @@ pub fn with_credentials(url: &str, folder: &str) -> String {
     format!("{url}{mark}credentials={folder}")
 }
 
+/// What the names of objects below a prefix begin with.
+#[cfg(any(feature = "ceph", feature = "s3"))]
+pub(super) fn with_slash(prefix: &str) -> String {
+    if prefix.is_empty() { String::new() } else { format!("{prefix}/") }
+}
+
 fn rados(rest: &str) -> Result<RadosAddress, String> {
     let (place, options) = split_options(rest)?;
     let (authority, prefix) = place.split_once('/').unwrap_or((place, ""));

@@ -12,12 +12,16 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 pub(super) struct Credentials(PathBuf);
 
 impl Credentials {
-    /// The folder must be there.
-    pub(super) fn open(folder: &Path) -> io::Result<Self> {
-        if !std::fs::metadata(folder)?.is_dir() {
-            return Err(io::ErrorKind::NotADirectory.into());
+    /// The folder must be there; else what is wrong with it.
+    pub(super) fn open(folder: &Path) -> Result<Self, String> {
+        let found = std::fs::metadata(folder)
+            .and_then(|found| if found.is_dir() { Ok(()) } else { Err(io::ErrorKind::NotADirectory.into()) });
+        match found {
+            Ok(()) => Ok(Self(folder.to_owned())),
+            Err(error) => {
+                Err(format!("the credentials folder {} cannot be opened: {error}", folder.display()))
+            }
         }
-        Ok(Self(folder.to_owned()))
     }
 
     /// The path of the first of these files that is there.
@@ -48,9 +52,12 @@ mod tests {
         assert_eq!(credentials.text(&["key", "userKey"]).unwrap().as_deref(), Some("AQ=="));
         assert_eq!(credentials.text(&["empty"]).unwrap(), None);
         assert_eq!(credentials.text(&["adminKey"]).unwrap(), None);
+        let gone = folder.path().join("gone");
+        let not_found = std::fs::metadata(&gone).unwrap_err();
+        assert_eq!(not_found.kind(), io::ErrorKind::NotFound);
         assert_eq!(
-            Credentials::open(&folder.path().join("gone")).unwrap_err().kind(),
-            io::ErrorKind::NotFound
+            Credentials::open(&gone).unwrap_err(),
+            format!("the credentials folder {} cannot be opened: {not_found}", gone.display())
         );
     }
 }

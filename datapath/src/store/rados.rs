@@ -15,10 +15,10 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use self::aio::{Errno, Extent, Head, ObjectRead, Pool, ReadFailure};
-use super::address::RadosAddress;
+use super::address::{RadosAddress, with_slash};
 use super::directory::MAX_OBJECTS;
 use super::striping::{self, Striping};
-use super::{Object, StoreError};
+use super::{Object, StoreError, is_listed};
 use crate::dataset::{count, is_shard_name};
 use crate::memory::Block;
 
@@ -79,7 +79,7 @@ impl RadosStore {
         };
         let (address, connection) =
             opening.await.map_err(|_| StoreError::Stopped { name: url.clone() })??;
-        let prefix = if address.prefix.is_empty() { String::new() } else { format!("{}/", address.prefix) };
+        let prefix = with_slash(&address.prefix);
         let (pool, namespace) = (&address.pool, &address.namespace);
         Ok(Self {
             inner: Arc::new(Inner {
@@ -209,8 +209,7 @@ impl Inner {
                 Some((shard, 0)) => (shard, true),
                 None => (name, false),
             };
-            let is_hidden = name.split('/').any(|part| part.starts_with('.'));
-            if is_shard_name(name) && !is_hidden {
+            if is_listed(name) {
                 // Where both are, the plain one is read.
                 let entry = names.entry(name.to_owned()).or_insert(is_striped);
                 *entry &= is_striped;

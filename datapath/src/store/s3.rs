@@ -16,10 +16,10 @@ use object_store::{
     RetryConfig, StaticCredentialProvider,
 };
 
-use super::address::S3Address;
+use super::address::{S3Address, with_slash};
 use super::credentials::Credentials;
 use super::directory::MAX_OBJECTS;
-use super::{Object, Store, StoreError};
+use super::{Object, Store, StoreError, is_listed};
 use crate::dataset::{count, index_of, is_shard_name};
 use crate::fault::in_full;
 use crate::memory::Block;
@@ -76,9 +76,7 @@ impl S3Store {
             builder = builder.with_region(region);
         }
         if let Some(folder) = &address.credentials {
-            let credentials = Credentials::open(folder).map_err(|error| {
-                refused(format!("the credentials folder {} cannot be opened: {error}", folder.display()))
-            })?;
+            let credentials = Credentials::open(folder).map_err(refused)?;
             let secret = |names: &[&str]| {
                 let text = credentials.text(names);
                 text.map_err(|error| refused(format!("{} cannot be read: {error}", names.join(" or "))))
@@ -106,12 +104,11 @@ impl S3Store {
         let service = builder.get_config_value(&AmazonS3ConfigKey::Endpoint).unwrap_or_default();
         let place = format!("{}/{}/{}", service.trim_end_matches('/'), address.bucket, address.prefix);
         let client = builder.build().map_err(|error| refused(on_one_line(&error)))?;
-        let prefix = if address.prefix.is_empty() { String::new() } else { format!("{}/", address.prefix) };
         Ok(Self {
             client: Arc::new(client),
             url: url.as_str().into(),
             place: place.into(),
-            prefix: prefix.into(),
+            prefix: with_slash(&address.prefix).into(),
         })
     }
 
@@ -129,8 +126,7 @@ impl S3Store {
             let object = object.map_err(failed)?;
             let key = object.location.as_ref();
             let Some(name) = key.strip_prefix(&*self.prefix) else { continue };
-            let is_hidden = name.split('/').any(|part| part.starts_with('.'));
-            if is_hidden || !is_shard_name(name) {
+            if !is_listed(name) {
                 continue;
             }
             if objects.len() == MAX_OBJECTS {

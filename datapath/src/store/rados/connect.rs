@@ -36,9 +36,7 @@ pub(super) struct Connection {
 pub(super) fn connect(address: &RadosAddress, url: &str) -> Result<Connection, StoreError> {
     let refused = |what: String| StoreError::Connect { url: url.into(), what };
     let credentials = match &address.credentials {
-        Some(folder) => Some(Credentials::open(folder).map_err(|error| {
-            refused(format!("the credentials folder {} cannot be opened: {error}", folder.display()))
-        })?),
+        Some(folder) => Some(Credentials::open(folder).map_err(refused)?),
         None => None,
     };
     let secret = |names: &[&str]| match &credentials {

@@ -230,6 +230,15 @@ impl Controller {
         self.jobs.handles.insert(id.clone(), handle);
     }
 
+    /// Starts the actors of all jobs that have none.
+    async fn begin_all(&mut self) {
+        for id in self.jobs.known.keys().cloned().collect::<Vec<_>>() {
+            if !self.jobs.handles.contains_key(&id) {
+                self.begin(&id).await;
+            }
+        }
+    }
+
     /// Lets the planner begin, once it has been told what all jobs hold that an earlier controller left.
     async fn open(&mut self) {
         if self.pods.is_filled && self.jobs.is_filled && !std::mem::replace(&mut self.is_open, true) {
@@ -261,11 +270,7 @@ impl Controller {
                     self.pod_seen(&id, pod).await;
                 }
                 self.pods.is_filled = true;
-                for id in self.jobs.known.keys().cloned().collect::<Vec<_>>() {
-                    if !self.jobs.handles.contains_key(&id) {
-                        self.begin(&id).await;
-                    }
-                }
+                self.begin_all().await;
                 self.open().await;
             }
             Event::Apply(pod) => {
@@ -315,11 +320,7 @@ impl Controller {
         for (phase, count) in phases {
             self.context.metrics.jobs.get_or_create(&PhaseLabel { phase }).set(count);
         }
-        for id in self.jobs.known.keys().cloned().collect::<Vec<_>>() {
-            if !self.jobs.handles.contains_key(&id) {
-                self.begin(&id).await;
-            }
-        }
+        self.begin_all().await;
     }
 }
 

@@ -298,8 +298,7 @@ impl Actor {
             Signal::Resource(resource) => {
                 let is_changed = resource.metadata.generation != self.resource.metadata.generation;
                 self.resource = *resource;
-                // What is found out now is looked at with the job as it is then.
-                if is_changed && !matches!(self.stage, Stage::Finding) {
+                if is_changed {
                     self.read_job();
                 }
             }
@@ -428,8 +427,6 @@ impl Actor {
 
     /// What is there is known: what becomes of it.
     fn found(&mut self) {
-        // It may have been changed while this was read.
-        self.read_job();
         if self.job.is_none() {
             self.stage = Stage::Invalid;
             return;

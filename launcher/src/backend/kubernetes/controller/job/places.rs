@@ -51,11 +51,10 @@ impl Actor {
     /// Wants places for these workers; the others keep theirs.
     pub(super) fn ask(&mut self, workers: Vec<WorkerId>) {
         let Some(request) = self.request(workers) else { return };
-        self.answers = mpsc::channel(super::SIGNALS_MAX);
         let created = self.resource.metadata.creation_timestamp.as_ref();
         let created = created.and_then(|time| u64::try_from(time.0.as_millisecond()).ok()).unwrap_or(0);
         self.teller.asks(unix_ms());
-        let (key, answers) = (self.key.clone(), self.answers.0.clone());
+        let (key, answers) = (self.key.clone(), self.listen_anew());
         self.wishes.push(Wish::Ask { key, created, request: Box::new(request), answers });
     }
 
@@ -63,8 +62,7 @@ impl Actor {
     fn renew(&mut self) {
         let Some(request) = self.request(self.workers()) else { return };
         self.plan.clear();
-        self.answers = mpsc::channel(super::SIGNALS_MAX);
-        let (key, answers) = (self.key.clone(), self.answers.0.clone());
+        let (key, answers) = (self.key.clone(), self.listen_anew());
         self.wishes.push(Wish::Renew { key, request: Box::new(request), answers });
     }
 
@@ -130,7 +128,13 @@ impl Actor {
         self.plan.clear();
         self.bound.clear();
         self.asked.clear();
+        self.listen_anew();
+    }
+
+    /// Where the next answer comes. One to an earlier wish, which may be under way, comes nowhere.
+    fn listen_anew(&mut self) -> mpsc::Sender<Answer> {
         self.answers = mpsc::channel(super::SIGNALS_MAX);
+        self.answers.0.clone()
     }
 
     /// What the job's pods have is held, whoever gave it to them, and nothing else is.
