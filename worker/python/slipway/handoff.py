@@ -209,15 +209,16 @@ class Connection:
     def _read(self) -> int:
         """Reads one packet and returns its bytes; 0 at the end of the connection."""
         try:
+            return self._receive_packet()
+        except OSError as error:
+            raise self._gone(error) from error
+
+    def _receive_packet(self) -> int:
+        try:
             return self._socket.recv_into(self._packet)
         except ConnectionResetError:
             # A peer that closes over unread packets resets the connection; the error comes once, before what it sent.
-            try:
-                return self._socket.recv_into(self._packet)
-            except OSError as error:
-                raise self._gone(error) from error
-        except OSError as error:
-            raise self._gone(error) from error
+            return self._socket.recv_into(self._packet)
 
     def _gone(self, cause: typing.Optional[OSError]) -> SlipwayError:
         """Why the connection ended: the sidecar's last word, if there is one among the packets that still wait."""
@@ -227,7 +228,7 @@ class Connection:
             try:
                 self._socket.setblocking(False)
                 for _ in range(_LAST_PACKETS_MAX):
-                    length = self._socket.recv_into(self._packet)
+                    length = self._receive_packet()
                     if length == 0:
                         break
                     if length == DESCRIPTOR.size and DESCRIPTOR.unpack_from(self._packet)[0] == FAULT:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
+import select
 import signal
 import struct
 import subprocess
@@ -213,6 +215,25 @@ class Ending(FeedTest):
         with self.assertRaises(errors.DataFault) as caught:
             list(self.loader(sidecar))
         self.assertEqual(str(caught.exception), "sample 9 is corrupt\nhint: launcher data verify")
+
+    def test_a_fault_is_read_also_when_the_connection_breaks_while_something_is_sent(self) -> None:
+        def fault(endpoint: typing.Any, step: int) -> bool:
+            if step == 2:
+                # It closes over what it has not read, so the trainer's socket is reset before it holds its last words.
+                select.select([endpoint], [], [], 10)
+                endpoint.send(handoff.DESCRIPTOR.pack(handoff.FAULT, 0, 0, 2, 0))
+                endpoint.send(b'{"error":"sample 9 is corrupt","hint":"launcher data verify"}')
+            return step != 2
+
+        sidecar = self.sidecar()
+        sidecar.before_batch = fault
+        loader = self.loader(sidecar)
+        next(loader)
+        next(loader)
+        self.assertTrue(sidecar.detached.acquire(timeout=10))
+        # A packet that is sent between the sidecar's shutdown and its close gets this error, and leaves the reset pending.
+        reason = loader._connection._gone(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+        self.assertEqual((type(reason), str(reason)[:19]), (errors.DataFault, "sample 9 is corrupt"))
 
     def test_a_refusal_is_passed_on(self) -> None:
         sidecar = self.sidecar()
