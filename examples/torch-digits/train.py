@@ -4,6 +4,7 @@ Rank 0 prints one JSON line per step ({"step": 12, "loss": 0.5}) and a last one 
 can be compared line by line.
 """
 
+import gc
 import json
 import pathlib
 import tarfile
@@ -54,6 +55,10 @@ def main():
     counts = torch.stack([hits, torch.tensor(float(len(labels)), dtype=torch.double)])
     dist.all_reduce(counts)
     say(rank, steps=step, accuracy=(counts[0] / counts[1]).item())
+    # DDP keeps the process group, and with it gloo's threads: one that still holds a tensor when Python ends aborts the
+    # process ("terminate called without an active exception", pytorch/pytorch#190489).
+    del loss, model, optimizer
+    gc.collect()
     dist.destroy_process_group()
 
 
