@@ -26,6 +26,7 @@ use crate::integrity::crc32c;
 use crate::memory::{Block, BlockPool};
 use crate::order::Shuffle;
 use crate::store::Store;
+use crate::tier::Tier;
 
 /// Reads from the store under way at once: enough to hide a network store's latency (8 × 4 MiB at 5 ms are
 /// 6.7 GB/s), few enough not to start a thread per core of a large host.
@@ -92,6 +93,8 @@ pub struct Cache {
 struct Shared {
     manifest: Arc<Manifest>,
     store: Store,
+    /// Asked before the store.
+    tier: Option<Tier>,
     budget: u64,
     pool: BlockPool,
     reads: Semaphore,
@@ -138,13 +141,20 @@ pub struct Held {
 impl Cache {
     /// A cache of at most `budget` bytes, but never less than the two largest chunks: one being read while
     /// another is used.
-    pub(crate) fn new(manifest: Arc<Manifest>, store: Store, budget: u64, counters: Arc<Counting>) -> Self {
+    pub(crate) fn new(
+        manifest: Arc<Manifest>,
+        store: Store,
+        tier: Option<Tier>,
+        budget: u64,
+        counters: Arc<Counting>,
+    ) -> Self {
         let largest = manifest.chunks().iter().map(|chunk| chunk.len).max().unwrap_or(0);
         let pool = BlockPool::new(SPARE_BLOCKS, usize::try_from(largest).unwrap_or(0));
         Self {
             shared: Arc::new(Shared {
                 manifest,
                 store,
+                tier,
                 budget: budget.max(2 * u64::from(largest)),
                 pool,
                 reads: Semaphore::new(READS_MAX),
@@ -359,6 +369,13 @@ async fn load(
     loaded: watch::Sender<Option<Result<Arc<Block>, LoadError>>>,
 ) {
     let result = read(&shared, chunk).await.map(Arc::new);
+    // Held before anybody is told: what is being kept is in use.
+    let kept = match (&shared.tier, &result) {
+        (Some(tier), Ok(block)) => {
+            Some((tier.clone(), Held { block: Some(Arc::clone(block)), shared: Arc::clone(&shared) }))
+        }
+        _ => None,
+    };
     let mut state = shared.lock();
     match (&result, state.entries.get_mut(&chunk)) {
         (Ok(block), Some(entry)) => entry.content = Content::Loaded(Arc::clone(block)),
@@ -370,6 +387,9 @@ async fn load(
     // First let go, then tell: whoever waits looks at the count.
     drop(loaded);
     shared.room.notify_waiters();
+    if let Some((tier, bytes)) = kept {
+        tier.keep(chunk, bytes);
+    }
 }
 
 async fn read(shared: &Shared, chunk: ChunkId) -> Result<Block, LoadError> {
@@ -377,7 +397,16 @@ async fn read(shared: &Shared, chunk: ChunkId) -> Result<Block, LoadError> {
     let _permit = shared.reads.acquire().await;
     let place = shared.manifest.chunk(chunk);
     let name = &shared.manifest.shard(place.shard).name;
-    let block = shared.pool.take(usize::try_from(place.len).unwrap_or(0));
+    let mut block = shared.pool.take(usize::try_from(place.len).unwrap_or(0));
+    if let Some(tier) = &shared.tier {
+        block = match tier.read(chunk, block).await {
+            Ok(block) => {
+                shared.counters.tier_bytes.add(u64::from(place.len));
+                return Ok(block);
+            }
+            Err(block) => block,
+        };
+    }
     shared.counters.store_reads.add(1_u64);
     let (block, result) = shared.store.read(name, place.offset, block).await;
     match result {

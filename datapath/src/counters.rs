@@ -40,6 +40,12 @@ counters! {
     store_bytes,
     /// Reads from the store.
     store_reads,
+    /// Bytes of chunks read from the node-local tier.
+    tier_bytes,
+    /// Bytes of chunks written to it.
+    tier_kept_bytes,
+    /// Its chunks that were bad or could not be read.
+    tier_faults,
     /// Sample bytes that came out of this worker's own cache.
     local_bytes,
     /// Sample bytes received from other owners over QUIC.

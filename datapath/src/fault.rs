@@ -12,6 +12,12 @@ pub const NOT_FOUND: &str = "not_found";
 pub const STORE_FAILED: &str = "store_failed";
 /// The cache holds less than this worker's share of a shuffle window: chunks are read more than once. A warning.
 pub const CACHE_SMALL: &str = "cache_small";
+/// The node-local tier takes no more: its budget is used, or its disk is full. A note, or a warning.
+pub const TIER_FULL: &str = "tier_full";
+/// A chunk of the node-local tier is not what was indexed. A warning.
+pub const TIER_CORRUPT: &str = "tier_corrupt";
+/// The node-local tier's disk refused a read or a write. A warning.
+pub const TIER_FAILED: &str = "tier_failed";
 /// No worker could deliver the chunk.
 pub const PEER_GONE: &str = "peer_gone";
 /// Another worker refused this one for good: they hold different data, or run different releases.

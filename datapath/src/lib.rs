@@ -1,6 +1,6 @@
 //! Datasets, memory and transports: the way of a training sample from its store into the trainer's memory.
 //!
-//! Knows no job, no rank and no Kubernetes. Reading order: `dataset`, `order`, `store`, `memory`, `cache`, `wire`,
+//! Knows no job, no rank and no Kubernetes. Reading order: `dataset`, `order`, `store`, `memory`, `tier`, `cache`, `wire`,
 //! `session`, `select`, `transport`, `loader`, `ring`, `handoff`.
 
 pub mod cache;
@@ -20,6 +20,7 @@ pub mod session;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod tier;
 pub mod transport;
 pub mod wire;
 

@@ -27,6 +27,7 @@ use crate::ring::RingError;
 use crate::ring::layout::{SlotNeeds, slot_bytes};
 use crate::select::{TransportPolicy, lane};
 use crate::store::Store;
+use crate::tier::{Tier, TierConfig, TierError};
 use crate::transport::quic::server::{Serving, serve};
 use crate::transport::quic::tls::Identity;
 use crate::transport::quic::{QuicError, QuicLane};
@@ -53,6 +54,8 @@ pub struct PlaneConfig {
     /// Bytes of chunks held at the most (never less than two chunks). To read every chunk once, it must hold this
     /// worker's share of one shuffle window, and of two to read ahead.
     pub cache_bytes: u64,
+    /// Where chunks are kept on this host besides; none keeps them in memory only.
+    pub tier: Option<TierConfig>,
     /// Which lanes may be used.
     pub transport: TransportPolicy,
 }
@@ -139,6 +142,12 @@ pub enum PlaneError {
         /// Why there is none.
         reason: &'static str,
     },
+    /// The node-local tier.
+    #[error(transparent)]
+    Tier(#[from] TierError),
+    /// The task that opens the tier was stopped with the runtime.
+    #[error("open the tier: it was stopped")]
+    Stopped,
     /// The trainer's socket.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -179,10 +188,6 @@ impl Plane {
     ///
     /// # Errors
     /// When the identity or the address is unusable, or the transport policy cannot be kept.
-    #[expect(
-        clippy::unused_async,
-        reason = "needs the runtime that an async caller has; other lanes will wait here"
-    )]
     pub async fn start(config: PlaneConfig) -> Result<Self, PlaneError> {
         let reason = "this build has no RDMA lane";
         let (_, downgraded) = lane(config.transport, Err(reason)).ok_or(PlaneError::NoRdma { reason })?;
@@ -192,8 +197,12 @@ impl Plane {
         let lane = Arc::new(QuicLane::open(&config.identity, config.bind)?);
         let counters = Arc::new(Counting::default());
         let manifest = config.manifest;
+        let tier = match config.tier {
+            Some(config) => Some(open_tier(config, &manifest, &counters).await?),
+            None => None,
+        };
         let cache =
-            Cache::new(Arc::clone(&manifest), config.store, config.cache_bytes, Arc::clone(&counters));
+            Cache::new(Arc::clone(&manifest), config.store, tier, config.cache_bytes, Arc::clone(&counters));
         let member = watch::Sender::new(None);
         let server = tokio::spawn(serve(Serving {
             lane: Arc::clone(&lane),
@@ -296,6 +305,16 @@ impl Plane {
         self.server.abort();
         self.lane.close().await;
     }
+}
+
+async fn open_tier(
+    config: TierConfig,
+    manifest: &Arc<Manifest>,
+    counters: &Arc<Counting>,
+) -> Result<Tier, PlaneError> {
+    let (manifest, counters) = (Arc::clone(manifest), Arc::clone(counters));
+    let opened = tokio::task::spawn_blocking(move || Tier::open(&config, manifest, counters));
+    Ok(opened.await.map_err(|_| PlaneError::Stopped)??)
 }
 
 impl Drop for Plane {

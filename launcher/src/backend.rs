@@ -241,6 +241,9 @@ pub struct Summary {
     pub bytes_per_second: f64,
     /// Bytes read from the store by all workers.
     pub bytes_read: u64,
+    /// Bytes read from the workers' local tiers instead.
+    #[serde(default)]
+    pub bytes_from_tier: u64,
     /// Sample bytes that crossed from one worker to another.
     pub bytes_exchanged: u64,
     /// Sample bytes by the path they took into the ranks' memory.

@@ -220,6 +220,19 @@ pub struct Data {
     pub transport: TransportPolicy,
     /// The records of `.bin` files.
     pub record: Option<Record>,
+    /// What is kept on each worker's host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_tier: Option<LocalTier>,
+}
+
+/// A part of a local disk that keeps chunks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LocalTier {
+    /// Of each worker.
+    pub size: Bytes,
+    /// Where on one machine; none is the state folder's.
+    pub folder: Option<PathBuf>,
 }
 
 /// Fixed-size records of a file without a header.

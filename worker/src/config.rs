@@ -99,9 +99,22 @@ pub struct DataConfig {
     pub slots: u32,
     /// Bytes of chunks that this worker may hold.
     pub cache_bytes: u64,
+    /// Where chunks are kept on the worker's host, too.
+    #[serde(default)]
+    pub tier: Option<TierFolder>,
     /// The records of `.bin` files, where a worker may have to index them.
     #[serde(default)]
     pub record: Option<RecordConfig>,
+}
+
+/// A folder of a local disk that keeps chunks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TierFolder {
+    /// Where; workers share it.
+    pub folder: PathBuf,
+    /// Bytes at the most, of each worker.
+    pub bytes: u64,
 }
 
 /// A manifest on this host.

@@ -78,6 +78,7 @@ async fn run(plan: Run) -> Result<serde_json::Value, Failure> {
         order,
         // What a job of one worker is given.
         cache_bytes: need(&manifest, plan.shuffle, NonZeroU32::MIN).ahead,
+        tier: None,
         transport: TransportPolicy::Quic,
     })
     .await?;

@@ -11,8 +11,13 @@ fn dataset() -> Dataset {
 
 fn cache(dataset: &Dataset, chunks: u64) -> (Cache, Arc<Counting>) {
     let counters = Arc::new(Counting::default());
-    let cache =
-        Cache::new(Arc::clone(&dataset.manifest), dataset.store(), chunks * CHUNK, Arc::clone(&counters));
+    let cache = Cache::new(
+        Arc::clone(&dataset.manifest),
+        dataset.store(),
+        None,
+        chunks * CHUNK,
+        Arc::clone(&counters),
+    );
     (cache, counters)
 }
 

@@ -61,6 +61,7 @@ impl Group {
                 store: dataset.store(),
                 order: order.clone(),
                 cache_bytes,
+                tier: None,
                 transport: TransportPolicy::PreferRdma,
             });
             let runtime = if id + 1 == of { apart.clone() } else { Handle::current() };

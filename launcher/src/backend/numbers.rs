@@ -66,6 +66,7 @@ pub fn summary(numbers: &GroupSummary, steps_per_epoch: Option<u64>, seconds: f6
         samples_per_second: rate(numbers.work.samples),
         bytes_per_second: rate(numbers.work.bytes),
         bytes_read: numbers.counters.store_bytes,
+        bytes_from_tier: numbers.counters.tier_bytes,
         bytes_exchanged: numbers.counters.quic_in_bytes,
         paths: Paths { local: numbers.counters.local_bytes, quic: numbers.counters.quic_in_bytes, rdma: 0 },
         epoch_digests: if steps_per_epoch.is_some() { numbers.epochs.clone() } else { BTreeMap::new() },

@@ -1,6 +1,8 @@
 //! A job in the terms of its workers and of its membership, wherever they run (pure).
 
-use worker::config::{self, DataConfig, ManifestFile, RecordConfig, RunConfig};
+use std::path::PathBuf;
+
+use worker::config::{self, DataConfig, ManifestFile, RecordConfig, RunConfig, TierFolder};
 use worker::units::WorkerId;
 
 use crate::job::spec::Framework;
@@ -42,8 +44,15 @@ pub(super) fn data(data: &Data, manifest: Option<ManifestFile>, cache_bytes: u64
         transport: data.transport,
         slots: SLOTS,
         cache_bytes,
+        tier: None,
         record,
     }
+}
+
+/// What keeps chunks on a worker's host, in that folder.
+pub(super) fn tier(data: &Data, folder: impl FnOnce() -> PathBuf) -> Option<TierFolder> {
+    let tier = data.local_tier.as_ref()?;
+    Some(TierFolder { folder: folder(), bytes: tier.size.0 })
 }
 
 /// After how many milliseconds without a step the job is taken to hang.

@@ -9,11 +9,11 @@ use datapath::order::{OrderSpec, Remainder, Shuffle};
 use datapath::select::TransportPolicy;
 
 use super::spec::{
-    DataSpec, DtypeSpec, JobSpec, RecordSpec, RemainderSpec, ResourcesSpec, ShuffleMode, TrainingJob,
-    TransportSpec,
+    DataSpec, DtypeSpec, JobSpec, LocalTierSpec, RecordSpec, RemainderSpec, ResourcesSpec, ShuffleMode,
+    TrainingJob, TransportSpec,
 };
 use super::units::{Bytes, Quantity, UnitError};
-use super::{Data, Job, Placement, Queue, Record, Resources, Restarts, Run, Workers};
+use super::{Data, Job, LocalTier, Placement, Queue, Record, Resources, Restarts, Run, Workers};
 
 /// Chunks of a shuffle window when the job does not say: about 256 MiB.
 pub const SHUFFLE_CHUNKS_DEFAULT: NonZeroU32 = NonZeroU32::new(64).unwrap();
@@ -70,6 +70,11 @@ fn resolve_resources(spec: ResourcesSpec) -> Result<Resources, UnitError> {
     })
 }
 
+fn resolve_tier(spec: &LocalTierSpec, folder: &Path) -> Result<LocalTier, UnitError> {
+    let LocalTierSpec { size, folder: at } = spec;
+    Ok(LocalTier { size: bytes(size)?, folder: at.as_ref().map(|at| folder.join(at)) })
+}
+
 fn resolve_data(spec: DataSpec, folder: &Path) -> Result<Data, UnitError> {
     let DataSpec {
         source,
@@ -82,6 +87,7 @@ fn resolve_data(spec: DataSpec, folder: &Path) -> Result<Data, UnitError> {
         memory,
         transport,
         record,
+        local_tier,
     } = spec;
     let chunks = shuffle.chunks.map_or(Ok(SHUFFLE_CHUNKS_DEFAULT), positive)?;
     Ok(Data {
@@ -107,6 +113,7 @@ fn resolve_data(spec: DataSpec, folder: &Path) -> Result<Data, UnitError> {
             TransportSpec::Quic => TransportPolicy::Quic,
         },
         record: record.as_ref().map(resolve_record).transpose()?,
+        local_tier: local_tier.map(|tier| resolve_tier(&tier, folder)).transpose()?,
     })
 }
 

@@ -270,6 +270,22 @@ pub struct DataSpec {
     /// The records of `.bin` files, which do not say it themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub record: Option<RecordSpec>,
+    /// Keep what was read on a disk of each worker's host too: later epochs and restarts read it from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_tier: Option<LocalTierSpec>,
+}
+
+/// A part of a local disk that keeps what was read. It is a copy: it may be deleted at any time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LocalTierSpec {
+    /// How much of it, for each worker: `200Gi`.
+    pub size: Quantity,
+    /// A folder on a fast disk, relative to the job file's folder; jobs may share it, and the next one finds there what this
+    /// one left. Default: `tier` in the state folder. On a cluster it is an `emptyDir` of the pod, and this is not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub folder: Option<String>,
 }
 
 /// How samples are mixed.

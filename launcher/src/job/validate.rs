@@ -288,6 +288,24 @@ impl<'a> Rules<'a> {
             }
             self.data_secret(source);
         }
+        self.local_tier();
+    }
+
+    fn local_tier(&mut self) {
+        if let Some((node, Bytes(0))) = self.quantity("spec.data.localTier.size") {
+            let hint = "write for example 200Gi, or remove spec.data.localTier";
+            self.fault(&node.place, "spec.data.localTier.size", "keeps nothing", hint);
+        }
+        let path = "spec.data.localTier.folder";
+        if let Some((node, folder)) = self.text(path) {
+            if folder.trim().is_empty() {
+                self.fault(&node.place, path, "must not be empty", "name a folder, or remove it");
+            }
+            if folder.contains("://") {
+                self.fault(&node.place, path, "is an address", "name a folder of a local disk");
+            }
+            self.without_nul(path, std::iter::once(node));
+        }
     }
 
     /// The Secret with the store's credentials.

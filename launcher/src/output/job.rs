@@ -181,7 +181,11 @@ fn numbers(summary: &Summary) -> String {
         let rates =
             format!("{:.1} samples/s, {}", summary.samples_per_second, rate(summary.bytes_per_second));
         line("samples", format!("{} ({}), {rates}", summary.samples, bytes(summary.sample_bytes)));
-        line("read", format!("{} from the store", bytes(summary.bytes_read)));
+        let tier = match summary.bytes_from_tier {
+            0 => String::new(),
+            kept => format!(", {} from local tiers", bytes(kept)),
+        };
+        line("read", format!("{} from the store{tier}", bytes(summary.bytes_read)));
         line("exchanged", format!("{} between workers", bytes(summary.bytes_exchanged)));
         line("paths", paths(&summary.paths));
     }

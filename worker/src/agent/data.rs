@@ -14,8 +14,11 @@ use datapath::dataset::{Manifest, RecordLayout, manifest};
 use datapath::fault::DataFault;
 use datapath::memory::Block;
 use datapath::order::{Consumer, Order};
-use datapath::plane::{Feed, FeedConfig, FeedEvent, Membership, Peer, PeerId, Plane, PlaneConfig};
+use datapath::plane::{
+    Feed, FeedConfig, FeedEvent, Membership, Peer, PeerId, Plane, PlaneConfig, PlaneError,
+};
 use datapath::store::{Store, StoreError};
+use datapath::tier::TierConfig;
 use tokio::task::AbortHandle;
 
 use super::machine::{Event, FeedNews};
@@ -98,14 +101,21 @@ impl DataSide {
             store,
             order,
             cache_bytes: data.cache_bytes,
+            tier: data.tier.as_ref().map(|tier| TierConfig {
+                folder: tier.folder.clone(),
+                worker: config.worker.0,
+                bytes: tier.bytes,
+            }),
             transport: data.transport,
         });
         let plane = plane.await.map_err(|error| {
-            fault(
-                "data_plane_failed",
-                format!("cannot {}", chain(&error)),
-                "check the interface and its address",
-            )
+            let (code, hint) = match &error {
+                PlaneError::Tier(_) => {
+                    ("tier_unusable", "name a folder that this user may write in spec.data.localTier.folder")
+                }
+                _ => ("data_plane_failed", "check the interface and its address"),
+            };
+            fault(code, format!("cannot {}", chain(&error)), hint)
         })?;
         Ok(Self { plane, me: config.worker, end_step, slots: data.slots, found })
     }

@@ -95,6 +95,8 @@ fn metrics_text(seen: &Seen) -> Result<String, std::fmt::Error> {
     let counters = &seen.counters;
     for (name, help, value) in [
         ("store", "Bytes read from the store", counters.store_bytes),
+        ("tier", "Bytes read from the node-local tier", counters.tier_bytes),
+        ("tier_kept", "Bytes written to the node-local tier", counters.tier_kept_bytes),
         ("local", "Sample bytes out of this worker's own cache", counters.local_bytes),
         ("quic_in", "Sample bytes received from other workers over QUIC", counters.quic_in_bytes),
         ("quic_out", "Sample bytes sent to other workers over QUIC", counters.quic_out_bytes),
@@ -107,6 +109,7 @@ fn metrics_text(seen: &Seen) -> Result<String, std::fmt::Error> {
         ("cache_hits", "Chunks found in the cache", counters.cache_hits),
         ("cache_evictions", "Chunks dropped before all had passed them", counters.cache_evictions),
         ("cache_rereads", "Chunks read again after such a drop", counters.cache_rereads),
+        ("tier_faults", "Chunks of the node-local tier that were bad", counters.tier_faults),
         ("batches", "Batches published to trainers", counters.batches),
     ] {
         registry.register(name, help, ConstCounter::new(value));

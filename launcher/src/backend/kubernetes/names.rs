@@ -49,6 +49,8 @@ pub const CONFIG_FOLDER: &str = "/slipway-config";
 pub const IDENTITY_FOLDER: &str = "/slipway-identity";
 /// Where the sidecar, and only it, finds the credentials of the data's store.
 pub const DATA_SECRET_FOLDER: &str = "/slipway-data";
+/// What a sidecar keeps of the data on its node.
+pub const TIER_FOLDER: &str = "/slipway-tier";
 /// The user that containers run as where the job does not say: `nobody` of the images without a distribution.
 pub const USER_DEFAULT: u32 = 65_532;
 /// Workers whose identities fit one Secret of 1 MiB, at less than 500 bytes each.

@@ -109,6 +109,12 @@ impl Folder {
         self.0.join("slipway.manifest")
     }
 
+    /// Where jobs that name no other folder keep chunks: beside all jobs, for the next ones.
+    pub(super) fn tier(&self) -> PathBuf {
+        let home = self.0.parent().and_then(Path::parent);
+        home.unwrap_or(&self.0).join("tier")
+    }
+
     pub(super) fn logs(&self) -> PathBuf {
         self.0.join("logs")
     }

@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 
 use datapath::dataset::manifest;
 use datapath::transport::quic::tls::{Identity, fingerprint};
-use worker::config::{ManifestFile, WorkerConfig};
+use worker::config::{DataConfig, ManifestFile, WorkerConfig};
 use worker::units::{Generation, WorkerId};
 
 use super::folder::{Folder, replace};
@@ -104,7 +104,9 @@ impl Setup {
             cpus: place.cpus.clone(),
             data: job.data.as_ref().map(|data| {
                 let manifest = ManifestFile { path: folder.manifest(), digest: self.manifest_digest.clone() };
-                terms::data(data, Some(manifest), self.cache_bytes)
+                let named = data.local_tier.as_ref().and_then(|tier| tier.folder.clone());
+                let tier = terms::tier(data, || named.unwrap_or_else(|| folder.tier()));
+                DataConfig { tier, ..terms::data(data, Some(manifest), self.cache_bytes) }
             }),
             log_folder: folder.logs(),
             checkpoint_folder: folder.checkpoints(),

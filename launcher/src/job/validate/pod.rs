@@ -9,8 +9,8 @@ use crate::job::source::{Node, Value};
 /// The fields of a volume that say what it is; exactly one of them is given.
 const VOLUME_SOURCES: [&str; 6] = ["claim", "hostPath", "configMap", "secret", "image", "nfs"];
 /// Folders of a pod that are Slipway's own, with all below them.
-const OWN_FOLDERS: [&str; 5] =
-    ["/slipway", "/slipway-config", "/slipway-data", "/slipway-identity", "/dev/shm"];
+const OWN_FOLDERS: [&str; 6] =
+    ["/slipway", "/slipway-config", "/slipway-data", "/slipway-identity", "/slipway-tier", "/dev/shm"];
 /// What a volume above one would hide from the sidecar, which sees the same volumes.
 const OWN_PROGRAMS: [&str; 3] = ["/usr/bin/worker", "/usr/bin/worker-memlock", "/usr/bin/worker-exec"];
 /// What names of Slipway's own volumes begin with.

@@ -48,6 +48,7 @@ async fn dataset(folder: &Path) -> (DataConfig, Order) {
         transport: TransportPolicy::Quic,
         slots: 4,
         cache_bytes: 64 << 20,
+        tier: None,
         record: None,
     };
     (config, order)

@@ -150,6 +150,7 @@ fn summary() -> Value {
                 "samplesPerSecond": rate("Samples a second."),
                 "bytesPerSecond": rate("Sample bytes a second."),
                 "bytesRead": count("Bytes read from the store."),
+                "bytesFromTier": count("Bytes read from the workers' local tiers instead."),
                 "bytesExchanged": count("Sample bytes that crossed from one worker to another."),
                 "paths": described("Sample bytes by path.", json!({
                     "type": "object",

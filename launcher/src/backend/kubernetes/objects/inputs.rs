@@ -8,7 +8,9 @@ use worker::config::{DataConfig, PodJob};
 
 use super::resources::shares;
 use super::{Render, RenderError};
-use crate::backend::kubernetes::names::{DATA_SECRET_FOLDER, SHARED_FOLDER, config_map as config_map_name};
+use crate::backend::kubernetes::names::{
+    DATA_SECRET_FOLDER, SHARED_FOLDER, TIER_FOLDER, config_map as config_map_name,
+};
 use crate::backend::terms;
 use crate::job::Data;
 use crate::rendezvous::authority::launcher_name;
@@ -58,7 +60,8 @@ pub fn pod_job(render: &Render<'_>) -> PodJob {
 
 /// What a sidecar reads, with the credentials where it has them.
 fn sidecar_data(data: &Data, cache_bytes: u64) -> DataConfig {
-    let mut config = terms::data(data, None, cache_bytes);
+    let tier = terms::tier(data, || TIER_FOLDER.into());
+    let mut config = DataConfig { tier, ..terms::data(data, None, cache_bytes) };
     if data.secret.is_some() {
         config.source = with_credentials(&config.source, DATA_SECRET_FOLDER);
     }

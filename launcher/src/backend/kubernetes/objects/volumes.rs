@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::Render;
 use crate::backend::kubernetes::names::{
-    CONFIG_FOLDER, DATA_SECRET_FOLDER, IDENTITIES_PER_SECRET, IDENTITY_FOLDER, SHARED_FOLDER, config_map,
-    identities_secret,
+    CONFIG_FOLDER, DATA_SECRET_FOLDER, IDENTITIES_PER_SECRET, IDENTITY_FOLDER, SHARED_FOLDER, TIER_FOLDER,
+    config_map, identities_secret,
 };
 use crate::job::spec::pod::VolumeSpec;
 
@@ -17,6 +17,10 @@ const CONFIG: &str = "slipway-config";
 const IDENTITY: &str = "slipway-identity";
 /// The credentials of the data's store.
 const DATA: &str = "slipway-data";
+/// What the sidecar keeps on the node's disk.
+const TIER: &str = "slipway-tier";
+/// What is more than this of a volume's limit is the file system's own; a pod is evicted when it passes the limit.
+const TIER_PERCENT: u64 = 90;
 /// The ranks' `/dev/shm`: a runtime gives 64 MiB, and NCCL and torch's data loaders need more. It counts as memory.
 const SHM: &str = "slipway-shm";
 /// Read by the owner and the pod's group, which `fsGroup` makes the containers' own.
@@ -36,7 +40,15 @@ pub(super) fn volumes(render: &Render<'_>) -> Vec<Value> {
     ];
     let data = data_secret(render)
         .map(|name| json!({ "name": DATA, "secret": { "secretName": name, "defaultMode": SECRET_MODE } }));
-    own.into_iter().chain(data).chain(render.job.pod.volumes.iter().map(volume)).collect()
+    own.into_iter().chain(data).chain(tier(render)).chain(render.job.pod.volumes.iter().map(volume)).collect()
+}
+
+/// The sidecar's part of the node's disk, which goes with the pod.
+fn tier(render: &Render<'_>) -> Option<Value> {
+    let size = render.job.data.as_ref()?.local_tier.as_ref()?.size;
+    // Whole MiB, since that is what people read.
+    let limit = (size.0 / TIER_PERCENT).saturating_mul(100).max(size.0).div_ceil(1 << 20).saturating_add(1);
+    Some(json!({ "name": TIER, "emptyDir": { "sizeLimit": format!("{limit}Mi") } }))
 }
 
 fn data_secret<'a>(render: &Render<'a>) -> Option<&'a str> {
@@ -93,6 +105,9 @@ pub(super) fn of_sidecar(render: &Render<'_>) -> Vec<Value> {
     ];
     if data_secret(render).is_some() {
         mounts.push(json!({ "name": DATA, "mountPath": DATA_SECRET_FOLDER, "readOnly": true }));
+    }
+    if tier(render).is_some() {
+        mounts.push(json!({ "name": TIER, "mountPath": TIER_FOLDER }));
     }
     let shared = render.job.pod.volumes.iter().filter(|volume| volume.secret.is_none());
     mounts.extend(shared.map(|volume| mount(volume, true)));
