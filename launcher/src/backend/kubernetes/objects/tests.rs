@@ -150,7 +150,8 @@ fn what_pods_read_says_the_job_and_fits() {
     let map = config_map(&render(&job, ChildKind::Job, PLUGIN)).unwrap();
     let said: PodJob = serde_json::from_str(map["data"]["job.json"].as_str().unwrap()).unwrap();
     assert_eq!(said, pod_job(&render(&job, ChildKind::Job, PLUGIN)));
-    assert_eq!(said.data.unwrap().cache_bytes, 8 << 30);
+    let data = said.data.unwrap();
+    assert_eq!((data.cache_bytes, data.tier.unwrap().bytes), (8 << 30, 200 << 30));
     job.run.env.insert("A".to_owned(), "x".repeat(1 << 20));
     let error = config_map(&render(&job, ChildKind::Job, PLUGIN)).unwrap_err();
     assert!(matches!(error, RenderError::TooLarge { .. }), "{error}");
