@@ -58,7 +58,7 @@ const TWO_COPIES: [(&str, &str); 4] = [("STORE", "bluestore"), ("OSD_GB", "2"), 
 const STEPS: u64 = 128;
 
 /// A job of 67 MB that takes a few seconds, whose caches hold little of it.
-fn job(user: &User, data: &str) -> Vec<String> {
+pub(crate) fn job(user: &User, data: &str) -> Vec<String> {
     let slow = ["--env", "STEP_MS=60", "--env", "COMMIT_EVERY=4", "--set", "spec.restarts.backoff=100ms"];
     let more = ["--global-batch", "128", "--shuffle", "window:2", "--max-restarts", "1"];
     submit(user, data, "2", &[&more[..], &slow].concat())
@@ -73,7 +73,7 @@ fn expected(user: &User) -> Value {
     user.run([&args[..], &order].concat()).code(0).json()["digest"].clone()
 }
 
-fn assert_whole(user: &User, finished: Finished) {
+pub(crate) fn assert_whole(user: &User, finished: Finished) {
     let status = finished.code(0).json();
     assert_eq!(status["summary"]["orderDigest"], expected(user), "nothing lost, nothing doubled: {status:#}");
     assert_eq!(status["summary"]["steps"], STEPS, "{status:#}");

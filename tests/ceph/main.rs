@@ -7,6 +7,7 @@
 
 mod data;
 mod faults;
+mod tier;
 mod training;
 
 use libtest_mimic::Arguments;
@@ -23,6 +24,6 @@ fn main() -> std::process::ExitCode {
     let mut arguments = Arguments::from_args();
     // Each story has a cluster of its own, and two cores carry two.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(2));
-    let stories: &[&[Story]] = &[data::STORIES, faults::STORIES, training::STORIES];
+    let stories: &[&[Story]] = &[data::STORIES, faults::STORIES, tier::STORIES, training::STORIES];
     libtest_mimic::run(&arguments, trials(stories)).exit_code()
 }
