@@ -101,6 +101,8 @@ type JobId = (String, String);
 #[derive(Default)]
 struct Jobs {
     known: BTreeMap<JobId, TrainingJob>,
+    /// Deleted ones of which something may still run.
+    leaving: BTreeMap<JobId, TrainingJob>,
     handles: BTreeMap<JobId, Handle>,
     listed: Option<BTreeMap<JobId, TrainingJob>>,
     is_filled: bool,
@@ -112,6 +114,9 @@ struct Pods {
     known: BTreeMap<JobId, BTreeMap<String, PodView>>,
     listed: Option<Vec<(JobId, PodView)>>,
     is_filled: bool,
+    /// Jobs of which there were only pods when this controller began to look after them, each with a key for the planner:
+    /// what those hold is written nowhere any more.
+    orphans: BTreeMap<JobId, api::Key>,
 }
 
 impl Controller {
@@ -213,7 +218,9 @@ impl Controller {
         if self.jobs.handles.get(id).is_none_or(Handle::is_over) {
             self.begin(id).await;
         }
-        self.jobs.known.remove(id);
+        if let Some(job) = self.jobs.known.remove(id) {
+            self.jobs.leaving.insert(id.clone(), job);
+        }
         if let Some(handle) = self.jobs.handles.get(id) {
             send(handle, Signal::Deleted).await;
         }
@@ -224,7 +231,7 @@ impl Controller {
         if !self.pods.is_filled || !self.jobs.is_filled {
             return;
         }
-        let Some(job) = self.jobs.known.get(id) else { return };
+        let Some(job) = self.jobs.known.get(id).or_else(|| self.jobs.leaving.get(id)) else { return };
         let pods = self.pods.known.get(id).into_iter().flat_map(BTreeMap::values).cloned();
         let Some(handle) = job::start(Arc::clone(&self.context), job.clone(), pods).await else { return };
         self.jobs.handles.insert(id.clone(), handle);
@@ -237,13 +244,44 @@ impl Controller {
                 self.begin(&id).await;
             }
         }
+        // One that lost a job which was deleted in that moment has left what its pods hold to the next.
+        for id in self.jobs.leaving.keys().cloned().collect::<Vec<_>>() {
+            if !self.jobs.handles.contains_key(&id) {
+                self.begin(&id).await;
+                if let Some(handle) = self.jobs.handles.get(&id) {
+                    send(handle, Signal::Deleted).await;
+                }
+            }
+        }
     }
 
     /// Lets the planner begin, once it has been told what all jobs hold that an earlier controller left.
     async fn open(&mut self) {
         if self.pods.is_filled && self.jobs.is_filled && !std::mem::replace(&mut self.is_open, true) {
+            let orphans = self.pods.known.keys().filter(|id| !self.jobs.known.contains_key(*id));
+            let key = |(namespace, uid): &JobId| api::Key {
+                namespace: namespace.clone(),
+                name: uid.clone(),
+                uid: uid.clone(),
+            };
+            self.pods.orphans = orphans.map(|id| (id.clone(), key(id))).collect();
+            for id in self.pods.orphans.keys().cloned().collect::<Vec<_>>() {
+                self.avoid_orphans(&id).await;
+            }
             self.context.planner.tell(planner::Wish::Open).await;
         }
+    }
+
+    /// Nothing is planned where pods run whose job is gone.
+    async fn avoid_orphans(&mut self, id: &JobId) {
+        let Some(key) = self.pods.orphans.get(id).cloned() else { return };
+        let pods = self.pods.known.get(id).into_iter().flat_map(BTreeMap::values);
+        let hosts: BTreeSet<_> =
+            pods.filter(|pod| pod.is_alive()).filter_map(|pod| pod.host.clone()).collect();
+        if hosts.is_empty() {
+            self.pods.orphans.remove(id);
+        }
+        self.context.planner.tell(planner::Wish::Avoid { key, hosts }).await;
     }
 
     async fn worker(&mut self, event: Event<Pod>) {
@@ -274,16 +312,23 @@ impl Controller {
                 self.open().await;
             }
             Event::Apply(pod) => {
-                if let Some((id, pod)) = view(&pod) {
+                if let Some((id, pod)) = view(&pod).or_else(|| self.known(&pod)) {
                     self.pod_seen(&id, pod).await;
                 }
             }
             Event::Delete(pod) => {
-                if let Some((id, pod)) = view(&pod) {
+                if let Some((id, pod)) = view(&pod).or_else(|| self.known(&pod)) {
                     self.pod_gone(&id, &pod.name).await;
                 }
             }
         }
+    }
+
+    /// A pod that was ours stays ours when somebody takes its owner away: it runs on.
+    fn known(&self, pod: &Pod) -> Option<(JobId, PodView)> {
+        let (id, pod) = labelled(pod)?;
+        let known = self.pods.known.get(&id)?.get(&pod.name)?;
+        (known.uid == pod.uid).then_some((id, pod))
     }
 
     async fn pod_seen(&mut self, id: &JobId, pod: PodView) {
@@ -294,6 +339,7 @@ impl Controller {
         if let Some(handle) = self.jobs.handles.get(id) {
             send(handle, Signal::Pod(Box::new(pod))).await;
         }
+        self.avoid_orphans(id).await;
     }
 
     async fn pod_gone(&mut self, id: &JobId, name: &str) {
@@ -306,11 +352,16 @@ impl Controller {
         if let Some(handle) = self.jobs.handles.get(id) {
             send(handle, Signal::PodGone(name.to_owned())).await;
         }
+        self.avoid_orphans(id).await;
     }
 
     /// Starts actors again that have lost their job, and counts.
     async fn care(&mut self) {
-        self.jobs.handles.retain(|_, handle| !handle.is_over());
+        for (id, handle) in self.jobs.handles.extract_if(.., |_, handle| handle.is_over()) {
+            if handle.is_done() {
+                self.jobs.leaving.remove(&id);
+            }
+        }
         let mut phases: BTreeMap<&'static str, i64> =
             super::crd::status::PHASES.into_iter().map(|phase| (phase, 0)).collect();
         for job in self.jobs.known.values() {
@@ -336,11 +387,16 @@ fn id_of(job: &TrainingJob) -> Option<JobId> {
 /// Whose pod it is, and what is known of it. A pod with our labels that no Job made is none of ours: the policy
 /// `slipway-workers` refuses those, where it is installed.
 fn view(pod: &Pod) -> Option<(JobId, PodView)> {
-    let uid = pod.metadata.labels.as_ref()?.get(names::LABEL_UID)?.clone();
     let mut owners = pod.metadata.owner_references.iter().flatten();
     let is_made = owners.any(|owner| owner.controller == Some(true) && owner.kind == "Job");
-    if !is_made {
-        return None;
-    }
+    if is_made { labelled(pod) } else { None }
+}
+
+/// Whose pod it says that it is.
+fn labelled(pod: &Pod) -> Option<(JobId, PodView)> {
+    let uid = pod.metadata.labels.as_ref()?.get(names::LABEL_UID)?.clone();
     Some(((pod.namespace()?, uid), PodView::of(pod)?))
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,10 @@ use worker::units::{Generation, Step, WorkerId};
 use super::evidence::Cause;
 use super::progress::{Settled, Totals, Work};
 
+/// Epochs whose digests are remembered, the latest: a million would be more than a ConfigMap holds. The sum over all of them
+/// is in the totals.
+const EPOCHS_KEPT: usize = 1024;
+
 /// One thing that must outlive the launcher. Tagged from outside: serde cannot read maps with number keys back from
 /// behind an inner tag.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -165,6 +169,9 @@ impl Memory {
                     self.committed = *committed;
                     self.settled.totals = settled.totals;
                     self.settled.epochs.extend(&settled.epochs);
+                    while self.settled.epochs.len() > EPOCHS_KEPT {
+                        self.settled.epochs.pop_first();
+                    }
                     self.work = *work;
                 }
             }
@@ -183,5 +190,25 @@ impl Memory {
             memory.take(record);
         }
         memory
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_epochs_the_latest_digests_are_remembered() {
+        let mut memory = Memory::default();
+        for epoch in 0..3000_u64 {
+            let settled =
+                Settled { epochs: [(epoch, OrderDigest(epoch.into()))].into(), ..Settled::default() };
+            let committed = Step(epoch + 1);
+            let work = Work::default();
+            memory.take(&Record::Commit { generation: Generation(1), committed, settled, work });
+        }
+        assert_eq!(memory.settled.epochs.len(), EPOCHS_KEPT);
+        assert_eq!(memory.settled.epochs.last_key_value(), Some((&2999, &OrderDigest(2999))));
+        assert!(serde_json::to_string(&memory).unwrap().len() < 100_000);
     }
 }

@@ -25,6 +25,8 @@ use crate::serve::metrics::{Metrics, Purpose};
 /// Calls that are under way at a time, of all jobs together. More do not make an API server on few cores faster, and this
 /// is what its priority levels give one client without a queue.
 pub const CALLS_MAX: usize = 32;
+/// Calls beside them that write memberships down: one job whose pods cannot be changed must not hold up the others' steps.
+const MEMORY_CALLS_MAX: usize = 8;
 /// No call takes longer than this; a server that needs more is asked again.
 const CALL_MAX: Duration = Duration::from_secs(30);
 /// Events of a child that are looked through for what went wrong.
@@ -70,6 +72,7 @@ impl std::fmt::Display for Key {
 pub struct Calls {
     client: Client,
     limit: Arc<Semaphore>,
+    memory: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
 
@@ -164,7 +167,12 @@ impl Calls {
     /// Calls of `client`, counted in `metrics`.
     #[must_use]
     pub fn new(client: Client, metrics: Arc<Metrics>) -> Self {
-        Self { client, limit: Arc::new(Semaphore::new(CALLS_MAX)), metrics }
+        Self {
+            client,
+            limit: Arc::new(Semaphore::new(CALLS_MAX)),
+            memory: Arc::new(Semaphore::new(MEMORY_CALLS_MAX)),
+            metrics,
+        }
     }
 
     async fn call<T>(
@@ -172,7 +180,8 @@ impl Calls {
         purpose: Purpose,
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, CallError> {
-        let _turn = self.limit.acquire().await;
+        let limit = if matches!(purpose, Purpose::Memory) { &self.memory } else { &self.limit };
+        let _turn = limit.acquire().await;
         let result = match tokio::time::timeout(CALL_MAX, call).await {
             Ok(result) => result.map_err(CallError::from),
             Err(_) => Err(CallError::Late),

@@ -35,6 +35,12 @@ impl Names {
         self.gpu = told.gpu.or_else(|| self.gpu.take());
         self.nic = told.nic.or_else(|| self.nic.take());
     }
+
+    /// What was written down of them with a pod's place.
+    pub(in crate::backend::kubernetes) fn noted(place: &Value) -> Self {
+        let name = |key: &str| place[key].as_str().map(str::to_owned);
+        Self { gpu: name("gpu"), nic: name("nic") }
+    }
 }
 
 /// What pods ask for, by names.

@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -22,7 +23,7 @@ use worker::units::WorkerId;
 
 use super::Context;
 use super::api::{CallError, Key, Stored};
-use super::decide::{self, Found, Next, Wish};
+use super::decide::{Next, Wish};
 use super::devices;
 use super::ledger::Answer;
 use super::planner;
@@ -34,17 +35,20 @@ use crate::backend::kubernetes::resource::{self, TrainingJob};
 use crate::job::{Job, validate};
 use crate::placement::PlacedWorker;
 use crate::rendezvous::authority::Seed;
-use crate::rendezvous::group::{GroupSummary, Outcome, Record, RecordId};
+use crate::rendezvous::group::RecordId;
 use crate::rendezvous::server::Inbound;
 
 mod find;
 mod live;
 mod over;
+mod pauses;
 mod places;
 mod tell;
 
+use find::Reading;
 use live::Live;
 use over::Over;
+use pauses::Pauses;
 use places::{Deletion, Refusal};
 use tell::Teller;
 
@@ -80,6 +84,7 @@ pub(super) enum Signal {
 pub(super) struct Handle {
     pub(super) signals: mpsc::Sender<Signal>,
     task: tokio::task::AbortHandle,
+    is_done: Arc<AtomicBool>,
 }
 
 impl Drop for Handle {
@@ -92,6 +97,11 @@ impl Handle {
     /// Whether the actor has ended: it lost the job to somebody else, or all of the job is gone.
     pub(super) fn is_over(&self) -> bool {
         self.task.is_finished()
+    }
+
+    /// Whether it has ended because nothing of the job is left.
+    pub(super) fn is_done(&self) -> bool {
+        self.is_done.load(Ordering::Acquire)
     }
 }
 
@@ -113,7 +123,7 @@ enum Stage {
     /// The membership is in charge.
     Live(Box<Live>),
     /// The child is being deleted; when nothing runs any more, it is looked at again.
-    Clearing,
+    Clearing { since: Instant },
     /// It is over; what still runs of it is ended.
     Over(Over),
     /// Its object is gone; what runs is waited for.
@@ -133,15 +143,6 @@ enum Done {
     Written { id: RecordId, result: Result<Option<String>, CallError> },
     Told(Result<(), CallError>),
     Again,
-}
-
-/// What earlier controllers left.
-struct Reading {
-    stored: Stored,
-    seed: Option<Seed>,
-    has_child: bool,
-    /// What the child's pods ask for.
-    devices: devices::Names,
 }
 
 /// The actor.
@@ -178,6 +179,11 @@ pub(super) struct Actor {
     has_gates: bool,
     /// Pods that a call is under way for, by uid.
     busy: BTreeSet<String>,
+    pauses: Pauses,
+    /// It is being asked why the child makes no pods.
+    is_asking_why: bool,
+    /// Since when pods of an earlier attempt are in the way.
+    in_the_way: Option<Instant>,
     answers: (mpsc::Sender<Answer>, mpsc::Receiver<Answer>),
     inbound: Option<mpsc::Receiver<Inbound>>,
     tasks: JoinSet<Done>,
@@ -223,6 +229,9 @@ pub(super) async fn start(
         moved: BTreeSet::new(),
         has_gates: true,
         busy: BTreeSet::new(),
+        pauses: Pauses::default(),
+        is_asking_why: false,
+        in_the_way: None,
         answers: mpsc::channel(SIGNALS_MAX),
         inbound: None,
         tasks: JoinSet::new(),
@@ -237,12 +246,13 @@ pub(super) async fn start(
     }
     actor.hold_what_runs();
     actor.flush_planner().await;
-    let task = tokio::spawn(actor.run(receiver)).abort_handle();
-    Some(Handle { signals, task })
+    let is_done = Arc::new(AtomicBool::new(false));
+    let task = tokio::spawn(actor.run(receiver, Arc::clone(&is_done))).abort_handle();
+    Some(Handle { signals, task, is_done })
 }
 
 impl Actor {
-    async fn run(mut self, mut signals: mpsc::Receiver<Signal>) {
+    async fn run(mut self, mut signals: mpsc::Receiver<Signal>, is_done: Arc<AtomicBool>) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.look();
@@ -264,8 +274,10 @@ impl Actor {
         // One that lost its memory leaves what it holds to the next actor of the job, which begins soon.
         if self.is_quiet() {
             self.release_all();
+            self.wishes.push(planner::Wish::Avoid { key: self.key.clone(), hosts: BTreeSet::new() });
         }
         self.flush_planner().await;
+        is_done.store(self.is_gone(), Ordering::Release);
     }
 
     /// Takes in what else has happened by now.
@@ -337,6 +349,7 @@ impl Actor {
             Err(faults) => self.teller.faults(faults.to_string().lines().map(str::to_owned).collect()),
         }
         if matches!(self.stage, Stage::Invalid) && self.job.is_some() {
+            self.hold_what_runs();
             self.look();
         }
     }
@@ -409,8 +422,11 @@ impl Actor {
             Done::Deleted { uid, how, result } => {
                 if let Err(error) = result {
                     tracing::warn!(job = %self.key, %error, "cannot delete a pod");
-                    // It is tried again with the next look.
+                    // It is tried again, after a while.
+                    self.pauses.failed(&uid, clock());
                     self.deleted.remove(&(uid, how));
+                } else {
+                    self.pauses.succeeded(&uid);
                 }
             }
             Done::Expired(result) => self.expired(result),
@@ -425,53 +441,8 @@ impl Actor {
         }
     }
 
-    /// What is there is known: what becomes of it.
-    fn found(&mut self) {
-        if self.job.is_none() {
-            self.stage = Stage::Invalid;
-            return;
-        }
-        let next = self.next();
-        tracing::info!(job = %self.key, ?next, generation = %self.stored.memory.generation, "a job is looked after");
-        match next {
-            Next::Rest => self.rest(),
-            Next::Keep => self.stage = Stage::Held,
-            Next::Clear => self.clear(),
-            Next::EndUnstarted => {
-                let (outcome, summary) = (Outcome::Cancelled, Box::new(GroupSummary::default()));
-                self.remember(&Record::End { outcome, summary }, RecordId(0));
-                self.rest();
-            }
-            // They are not part of any child that is there.
-            Next::Ask if !self.is_quiet() => {
-                self.teller.waits_for("pods of an earlier attempt have not ended yet".to_owned());
-                self.try_again();
-            }
-            Next::Ask => {
-                self.plan.clear();
-                // What the next pods ask for is chosen anew.
-                self.devices = devices::Names::default();
-                self.is_confirmed = false;
-                self.stage = Stage::Asking;
-                self.ask(self.workers());
-            }
-            Next::Adopt => self.adopt(),
-        }
-    }
-
-    fn next(&self) -> Next {
-        let memory = &self.stored.memory;
-        let found = Found {
-            outcome: memory.outcome.as_ref(),
-            is_to_resume: self.resumption() != self.stored.resumed,
-            has_child: self.has_child,
-            has_run: memory.generation.0 > 0,
-        };
-        decide::next(self.wish(), found)
-    }
-
     fn clear(&mut self) {
-        self.stage = Stage::Clearing;
+        self.stage = Stage::Clearing { since: clock() };
         self.inbound = None;
         let (calls, key, child) = (self.context.calls.clone(), self.key.clone(), self.context.child.clone());
         self.tasks.spawn(async move {
@@ -498,7 +469,9 @@ impl Actor {
 
     fn tick(&mut self) {
         self.has_gates = true;
-        self.forgive(clock());
+        let now = clock();
+        self.pauses.forget(now);
+        self.forgive(now);
         self.tick_over();
         self.tick_live();
     }
@@ -518,7 +491,13 @@ impl Actor {
     /// Does what the stage makes due, given all that is known.
     async fn advance(&mut self) {
         match &self.stage {
-            Stage::Finding | Stage::Invalid | Stage::Creating | Stage::Leaving => {}
+            Stage::Finding | Stage::Creating | Stage::Leaving => {}
+            Stage::Invalid => {
+                // Nobody hears its ranks, so nothing is gained by waiting for them.
+                if matches!(self.wish(), Wish::Cancel { .. }) {
+                    self.end_pods(clock());
+                }
+            }
             Stage::Held | Stage::Over(_) => {
                 let next = self.next();
                 let stays = match &self.stage {
@@ -543,10 +522,14 @@ impl Actor {
                 self.tend_gating(since);
             }
             Stage::Live(_) => self.tend_live(),
-            Stage::Clearing => {
+            Stage::Clearing { since } => {
+                let since = *since;
                 if !self.has_child && self.roster.pods().next().is_none() {
                     self.release_all();
                     self.look();
+                } else if !self.has_child {
+                    // The garbage collector deletes them, and cannot where their node does not answer.
+                    self.end_pods(since);
                 }
             }
         }
@@ -564,4 +547,4 @@ async fn hear(inbound: &mut Option<mpsc::Receiver<Inbound>>) -> Option<Inbound> 
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -4,6 +4,7 @@
 //! fit now does not keep later ones that do from starting: it waits with its reasons. Whatever has been given out counts
 //! at once, long before a pod can be seen on a node, so two gangs are never promised the same device.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -95,6 +96,8 @@ pub struct Ledger {
     /// What is free beside all holdings.
     cluster: Cluster,
     holdings: BTreeMap<Key, Holding>,
+    /// Hosts of pods of which nobody knows what they hold: nothing is planned there.
+    avoided: BTreeMap<Key, BTreeSet<String>>,
     /// By when the job was created.
     waiting: BTreeMap<(u64, Key), Request>,
     /// The last refusal that each waiting job was told: the same is not told again.
@@ -193,6 +196,24 @@ impl Ledger {
         self.is_stale = true;
     }
 
+    /// A worker has this place, whoever gave it out; `holding` says what the job's workers need.
+    pub fn has(&mut self, key: &Key, holding: Holding) {
+        let known = self.holdings.entry(key.clone()).or_default();
+        let mut places = std::mem::take(&mut known.places);
+        places.extend(holding.places.clone());
+        *known = Holding { places, ..holding };
+        self.is_stale = true;
+    }
+
+    /// Nothing is planned for these hosts while pods of this job may run there, of which nobody knows what they hold.
+    pub fn avoid(&mut self, key: Key, hosts: BTreeSet<String>) {
+        let before = match hosts.is_empty() {
+            true => self.avoided.remove(&key),
+            false => self.avoided.insert(key, hosts.clone()),
+        };
+        self.is_stale |= before.unwrap_or_default() != hosts;
+    }
+
     /// Places that are free again; `None`: all of the job's, and it waits for none.
     pub fn release(&mut self, key: &Key, workers: Option<&BTreeSet<WorkerId>>) {
         if workers.is_none() {
@@ -226,6 +247,7 @@ impl Ledger {
         for turn in turns {
             let Some(request) = self.waiting.get(&turn) else { continue };
             let key = turn.1.clone();
+            let request = &*self.around_leftovers(request);
             match placement::place(&self.cluster, request) {
                 Ok(placement) => {
                     self.cluster.take(&placement, request);
@@ -246,6 +268,19 @@ impl Ledger {
             }
         }
         answers
+    }
+
+    /// The request without the hosts that are avoided.
+    fn around_leftovers<'a>(&self, request: &'a Request) -> Cow<'a, Request> {
+        if self.avoided.is_empty() {
+            return Cow::Borrowed(request);
+        }
+        let mut request = request.clone();
+        for (key, hosts) in &self.avoided {
+            let why = format!("runs what is left of job {key}, and nobody knows what that holds");
+            request.shunned.extend(hosts.iter().map(|host| (host.clone(), why.clone())));
+        }
+        Cow::Owned(request)
     }
 }
 
@@ -373,6 +408,39 @@ mod tests {
         assert_eq!(said(&ledger.pass(false)), [("a", false)]);
         ledger.release(&key("a"), None);
         assert!(!ledger.has_waiting());
+    }
+
+    #[test]
+    fn hosts_of_pods_that_nobody_can_count_are_avoided_until_those_are_gone() {
+        let mut ledger = Ledger::default();
+        ledger.see(cluster(2), NOW);
+        ledger.avoid(key("left"), ["node-0".to_owned(), "node-1".to_owned()].into());
+        ledger.ask(1, key("a"), request(1));
+        assert_eq!(said(&ledger.pass(false)), [("a", false)]);
+        ledger.avoid(key("left"), ["node-0".to_owned()].into());
+        assert!(ledger.is_stale());
+        assert_eq!(said(&ledger.pass(false)), [("a", true)]);
+        assert!(ledger.held(NOW).contains_key("node-1"));
+        ledger.see(cluster(1), NOW);
+        ledger.avoid(key("left"), BTreeSet::new());
+        ledger.ask(2, key("b"), request(1));
+        assert_eq!(said(&ledger.pass(false)), [("b", true)]);
+    }
+
+    #[test]
+    fn a_pod_that_is_elsewhere_than_planned_is_held_where_it_is() {
+        let mut ledger = Ledger::default();
+        ledger.see(cluster(2), NOW);
+        ledger.ask(1, key("a"), request(2));
+        ledger.pass(false);
+        let place = Place { host: "node-7".to_owned(), ..Place::default() };
+        let holding = Holding { places: [(WorkerId(1), place)].into(), ..Holding::default() };
+        ledger.has(&key("a"), holding.clone());
+        let hosts = |ledger: &Ledger| ledger.held(NOW).into_keys().collect::<Vec<_>>();
+        assert_eq!(hosts(&ledger), ["node-0", "node-7"]);
+        ledger.has(&key("b"), holding);
+        ledger.release(&key("a"), None);
+        assert_eq!(hosts(&ledger), ["node-7"]);
     }
 
     #[test]

@@ -33,6 +33,10 @@ pub(super) enum Wish {
     Renew { key: Key, request: Box<Request>, answers: mpsc::Sender<Answer> },
     /// All that the job holds, whoever gave it out.
     Hold { key: Key, holding: Box<Holding> },
+    /// A worker has this place besides, whoever gave it out.
+    Has { key: Key, holding: Box<Holding> },
+    /// Pods of the job may run on these hosts, and nobody knows what they hold; empty: not any more.
+    Avoid { key: Key, hosts: BTreeSet<String> },
     /// The worker's pod was taken by its kubelet.
     Admitted { key: Key, worker: WorkerId },
     /// These places are free again; `None`: all.
@@ -119,6 +123,8 @@ fn take(ledger: &mut Ledger, listeners: &mut BTreeMap<Key, mpsc::Sender<Answer>>
             ledger.ask(FIRST, key, *request);
         }
         Wish::Hold { key, holding } => ledger.hold(key, *holding),
+        Wish::Has { key, holding } => ledger.has(&key, *holding),
+        Wish::Avoid { key, hosts } => ledger.avoid(key, hosts),
         Wish::Admitted { key, worker } => ledger.admitted(&key, worker, now),
         Wish::Release { key, workers } => {
             if workers.is_none() {

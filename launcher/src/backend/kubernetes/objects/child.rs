@@ -14,7 +14,7 @@ const LABEL_QUEUE: &str = "kueue.x-k8s.io/queue-name";
 /// Its WorkloadPriorityClass.
 const LABEL_PRIORITY: &str = "kueue.x-k8s.io/priority-class";
 
-/// The child. It is created, and afterwards only `suspend` and the number of pods are patched: a queue owns fields of it.
+/// The child. It is created and never patched: a queue owns fields of it.
 ///
 /// # Errors
 /// When devices are asked for and nobody said by which name.

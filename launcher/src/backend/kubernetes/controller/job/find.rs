@@ -1,9 +1,24 @@
-//! Reading what earlier controllers, or earlier attempts, left of a job.
+//! What earlier controllers, or earlier attempts, left of a job: reading it, and what becomes of it.
 
 use std::time::Duration;
 
-use super::{Actor, Done, RETRY_MAX, Reading, Stage, render};
+use super::{Actor, Done, RETRY_MAX, Stage, render};
+use crate::backend::clock::clock;
+use crate::backend::kubernetes::controller::api::Stored;
+use crate::backend::kubernetes::controller::decide::{self, Found, Next};
+use crate::backend::kubernetes::controller::devices;
 use crate::backend::kubernetes::names;
+use crate::rendezvous::authority::Seed;
+use crate::rendezvous::group::{GroupSummary, Outcome, Record, RecordId};
+
+/// What earlier controllers left.
+pub(super) struct Reading {
+    pub(super) stored: Stored,
+    pub(super) seed: Option<Seed>,
+    pub(super) has_child: bool,
+    /// What the child's pods ask for.
+    pub(super) devices: devices::Names,
+}
 
 impl Actor {
     /// Reads what is there of the job, from the beginning.
@@ -23,6 +38,54 @@ impl Actor {
             };
             Done::Found(read.await)
         });
+    }
+
+    /// What is there is known: what becomes of it.
+    pub(super) fn found(&mut self) {
+        if self.job.is_none() {
+            self.stage = Stage::Invalid;
+            return;
+        }
+        let next = self.next();
+        tracing::info!(job = %self.key, ?next, generation = %self.stored.memory.generation, "a job is looked after");
+        match next {
+            Next::Rest => self.rest(),
+            Next::Keep => self.stage = Stage::Held,
+            Next::Clear => self.clear(),
+            Next::EndUnstarted => {
+                let (outcome, summary) = (Outcome::Cancelled, Box::new(GroupSummary::default()));
+                self.remember(&Record::End { outcome, summary }, RecordId(0));
+                self.rest();
+            }
+            // They are not part of any child that is there.
+            Next::Ask if !self.is_quiet() => {
+                self.teller.waits_for("pods of an earlier attempt have not ended yet".to_owned());
+                let since = *self.in_the_way.get_or_insert_with(clock);
+                self.end_pods(since);
+                self.try_again();
+            }
+            Next::Ask => {
+                self.in_the_way = None;
+                self.plan.clear();
+                // What the next pods ask for is chosen anew.
+                self.devices = devices::Names::default();
+                self.is_confirmed = false;
+                self.stage = Stage::Asking;
+                self.ask(self.workers());
+            }
+            Next::Adopt => self.adopt(),
+        }
+    }
+
+    pub(super) fn next(&self) -> Next {
+        let memory = &self.stored.memory;
+        let found = Found {
+            outcome: memory.outcome.as_ref(),
+            is_to_resume: self.resumption() != self.stored.resumed,
+            has_child: self.has_child,
+            has_run: memory.generation.0 > 0,
+        };
+        decide::next(self.wish(), found)
     }
 
     /// How long the next attempt waits, which is more than the last one did.

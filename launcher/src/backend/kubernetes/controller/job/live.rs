@@ -11,6 +11,7 @@ use worker::units::{Generation, Incarnation, WorkerId};
 
 use super::places::Deletion;
 use super::{Actor, Done, Stage};
+use crate::backend::Phase;
 use crate::backend::clock::{clock, since_unix_epoch};
 use crate::backend::kubernetes::controller::api::CallError;
 use crate::backend::kubernetes::controller::decide::Wish;
@@ -57,6 +58,8 @@ pub(super) struct Live {
     pub(super) started: Instant,
     sessions: BTreeMap<(WorkerId, Incarnation), Outbound>,
     sweeps: Vec<Sweep>,
+    /// As it was when it was last looked at.
+    phase: Phase,
     cancelled: Option<bool>,
     /// Since when not every worker has a pod, or since the child was looked for because of that.
     lacking: Option<Instant>,
@@ -71,7 +74,9 @@ impl std::fmt::Debug for Live {
 
 struct Sweep {
     generation: Generation,
-    workers: BTreeSet<WorkerId>,
+    workers: Vec<WorkerId>,
+    /// The pods that are to end, by uid: those that replace them are not.
+    pods: BTreeSet<String>,
     since: Instant,
 }
 
@@ -98,8 +103,6 @@ impl Actor {
         };
         let group = Group::new(config(job, &authority), self.stored.memory.clone());
         self.inbound = Some(inbound);
-        // Hosts took all pods: what refused some before is history.
-        self.refused_by.clear();
         self.teller.begins();
         self.stage = Stage::Live(Box::new(Live {
             group,
@@ -107,6 +110,7 @@ impl Actor {
             started: clock(),
             sessions: BTreeMap::new(),
             sweeps: Vec::new(),
+            phase: Phase::Pending,
             cancelled: None,
             lacking: None,
             _entry: entry,
@@ -208,8 +212,9 @@ impl Actor {
             }
             Action::Sweep { generation, workers } => {
                 if let Stage::Live(live) = &mut self.stage {
-                    let workers = workers.into_iter().collect();
-                    live.sweeps.push(Sweep { generation, workers, since: clock() });
+                    let alive = workers.iter().flat_map(|worker| self.roster.alive(*worker));
+                    let pods = alive.map(|pod| pod.uid.clone()).collect();
+                    live.sweeps.push(Sweep { generation, workers, pods, since: clock() });
                 }
             }
             Action::Send { worker, incarnation, message } => self.send(worker, incarnation, message),
@@ -238,6 +243,8 @@ impl Actor {
         self.stored.memory.take(record);
         if matches!(record, Record::Generation { .. }) {
             self.stored.resumed = self.resumption();
+            // All workers were there: what refused some before is history.
+            self.refused_by.clear();
         }
         self.unwritten = Some(id);
         self.write();
@@ -281,6 +288,8 @@ impl Actor {
                 self.handle(Event::Persisted(id));
                 self.write();
             }
+            // Its objects go with it.
+            Err(_) if matches!(self.stage, Stage::Leaving) => {}
             Err(error) => {
                 tracing::error!(job = %self.key, %error, "the membership's memory cannot be written");
                 self.is_lost = true;
@@ -293,7 +302,20 @@ impl Actor {
         self.obey_wish();
         self.tend_sweeps();
         self.tend_stuck();
-        self.tend_gates();
+        let Stage::Live(live) = &self.stage else { return };
+        let phase = live.group.phase();
+        // Kubelets answer after the last gate is lifted, when the membership already waits for its workers.
+        if phase == Phase::Gathering && self.is_hopeless() {
+            return;
+        }
+        let Stage::Live(live) = &mut self.stage else { return };
+        if std::mem::replace(&mut live.phase, phase) != phase && phase == Phase::Running {
+            self.teller.runs();
+        }
+        // Whoever comes when all is over would only be ended again.
+        if !phase.is_over() {
+            self.tend_gates();
+        }
         let Stage::Live(live) = &self.stage else { return };
         let Some(outcome) = live.group.outcome() else { return };
         let is_held = matches!(outcome, Outcome::Cancelled) && self.wish() == Wish::Hold;
@@ -330,11 +352,11 @@ impl Actor {
         let mut swept = Vec::new();
         let mut due = Vec::new();
         let is_over = live.group.phase().is_over();
-        live.sweeps.retain(|sweep| {
-            let alive: Vec<&PodView> =
-                sweep.workers.iter().flat_map(|worker| self.roster.alive(*worker)).collect();
+        live.sweeps.retain_mut(|sweep| {
+            let alive = sweep.workers.iter().flat_map(|worker| self.roster.alive(*worker));
+            let alive: Vec<&PodView> = alive.filter(|pod| sweep.pods.contains(&pod.uid)).collect();
             if alive.is_empty() {
-                let workers = sweep.workers.iter().copied().collect();
+                let workers = std::mem::take(&mut sweep.workers);
                 swept.push(Event::Swept { generation: sweep.generation, workers });
                 return false;
             }

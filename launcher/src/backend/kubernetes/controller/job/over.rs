@@ -38,6 +38,13 @@ impl Actor {
             }
             return;
         }
+        // A call that was under way at the end may have started one.
+        over.is_released = false;
+        self.end_pods(since);
+    }
+
+    /// Sees to it that whatever may run ends, as it was to since `since`.
+    pub(super) fn end_pods(&mut self, since: Instant) {
         let alive = self.roster.pods().filter(|pod| pod.is_alive());
         for pod in alive.cloned().collect::<Vec<PodView>>() {
             self.end_pod(&pod, since, false);

@@ -1,6 +1,6 @@
 //! An actor's pods and their places: asking for them, giving them, and what happens when a place was none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -14,7 +14,7 @@ use crate::backend::kubernetes::controller::api::CallError;
 use crate::backend::kubernetes::controller::devices;
 use crate::backend::kubernetes::controller::ledger::{Answer, Holding, Place};
 use crate::backend::kubernetes::controller::planner::Wish;
-use crate::backend::kubernetes::controller::pods::PodView;
+use crate::backend::kubernetes::controller::pods::{PodStage, PodView};
 use crate::backend::kubernetes::objects;
 use crate::placement::{PlacedWorker, Request};
 use crate::rendezvous::group::{Cause, GroupSummary, Outcome, Record, RecordId};
@@ -22,11 +22,11 @@ use crate::rendezvous::group::{Cause, GroupSummary, Outcome, Record, RecordId};
 /// A placed pod that the scheduler cannot bring to its host for this long is placed elsewhere: what keeps it away may
 /// be a pod that is about to end.
 const STUCK_MAX: Duration = Duration::from_secs(10);
-/// Times that hosts may refuse pods of one job before it runs and is given up: beyond it the plan and the cluster disagree
+/// Times that hosts may refuse pods of one job before it runs, or it is given up: beyond it the plan and the cluster disagree
 /// for good.
 const REFUSALS_MAX: u32 = 16;
-/// How long nothing is planned for a host after its first refusal; twice that after the second, and so on. A device plugin
-/// that is being restarted is back by then.
+/// How long nothing is planned for a host after its first refusal; twice that after one that comes later, and so on. A device
+/// plugin that is being restarted is back by then, and all that it refuses meanwhile is one refusal.
 const SHUNNED: Duration = Duration::from_secs(120);
 const SHUNNED_MAX: Duration = Duration::from_secs(3600);
 
@@ -121,6 +121,7 @@ impl Actor {
     /// Everything that the job holds or waits for is free again. No answer that is under way counts any more.
     pub(super) fn release_all(&mut self) {
         self.forget_all();
+        self.teller.released();
         self.wishes.push(Wish::Release { key: self.key.clone(), workers: None });
     }
 
@@ -139,18 +140,17 @@ impl Actor {
 
     /// What the job's pods have is held, whoever gave it to them, and nothing else is.
     pub(super) fn hold_what_runs(&mut self) {
-        let Some(job) = &self.job else { return };
-        let request = objects::request(job);
+        let Some(holding) = self.needed() else { return self.avoid_what_runs() };
+        self.wishes.push(Wish::Avoid { key: self.key.clone(), hosts: BTreeSet::new() });
         if self.roster.placed().is_empty() {
             return self.release_all();
         }
         self.forget_all();
-        let mut holding = Holding { need: request.need, locality: request.locality, ..Holding::default() };
+        let mut holding = holding;
         for (worker, pod) in self.roster.placed() {
             let Some(host) = pod.host.clone() else { continue };
-            let (note, numa_node) = (pod.place_note(), pod.numa_node());
-            let name = |key: &str| note[key].as_str().map(str::to_owned);
-            self.devices.learn(devices::Names { gpu: name("gpu"), nic: name("nic") });
+            let numa_node = pod.numa_node();
+            self.devices.learn(devices::Names::noted(&pod.place_note()));
             holding.places.insert(worker, Place { host: host.clone(), numa: numa_node, admitted: None });
             self.plan.insert(worker, PlacedWorker { worker, host, cpus: Vec::new(), numa_node });
             self.moved.insert(worker);
@@ -159,6 +159,19 @@ impl Actor {
         holding.nic_name.clone_from(&self.devices.nic);
         self.wishes.push(Wish::Hold { key: self.key.clone(), holding: Box::new(holding) });
         self.release_ended();
+    }
+
+    /// What each of the job's workers needs; none for what is no job.
+    fn needed(&self) -> Option<Holding> {
+        let request = objects::request(self.job.as_ref()?);
+        Some(Holding { need: request.need, locality: request.locality, ..Holding::default() })
+    }
+
+    /// What an earlier controller took for a job, and this one does not, runs on: nobody can say what it holds.
+    pub(super) fn avoid_what_runs(&mut self) {
+        let alive = self.roster.pods().filter(|pod| pod.is_alive());
+        let hosts = alive.filter_map(|pod| pod.host.clone()).collect();
+        self.wishes.push(Wish::Avoid { key: self.key.clone(), hosts });
     }
 
     /// Takes over what an earlier controller began, or this one in an earlier attempt.
@@ -203,9 +216,18 @@ impl Actor {
             }
             return;
         }
+        let queue = self.job.as_ref().and_then(|job| job.queue.as_ref());
+        if let Some(queue) = queue.filter(|_| missing == total) {
+            // It makes no pods before it is admitted. Until then its places may serve others; they are planned again.
+            self.teller.waits_for(format!("queue {} has not admitted it yet", queue.name));
+            if !self.plan.is_empty() {
+                self.release_all();
+            }
+            self.stage = Stage::Gating { since: clock() };
+            return;
+        }
         self.teller.waits_for(format!("{missing} of {} pods are not there yet", workers.len()));
-        if since.elapsed() >= PODS_MAX && self.busy.is_empty() {
-            self.busy.insert(String::new());
+        if since.elapsed() >= PODS_MAX && !std::mem::replace(&mut self.is_asking_why, true) {
             let (calls, namespace) = (self.context.calls.clone(), self.key.namespace.clone());
             let child = crate::backend::kubernetes::names::child(&self.key.name);
             self.tasks.spawn(async move { Done::Warned(calls.warnings(&namespace, &child).await) });
@@ -214,7 +236,7 @@ impl Actor {
 
     /// The child's pods do not appear: its places go to others, and it tries again later.
     pub(super) fn give_up_child(&mut self, warnings: &[String]) {
-        self.busy.remove("");
+        self.is_asking_why = false;
         if !matches!(self.stage, Stage::Gating { .. }) {
             return;
         }
@@ -253,7 +275,7 @@ impl Actor {
     }
 
     fn place(&mut self, pod: &PodView, place: &PlacedWorker) {
-        if !self.busy.insert(pod.uid.clone()) {
+        if self.pauses.holds(&pod.uid, clock()) || !self.busy.insert(pod.uid.clone()) {
             return;
         }
         let note = json!({
@@ -276,12 +298,15 @@ impl Actor {
         match result {
             // It stays busy: its gate is gone, which its watch will tell.
             Ok(()) => {
+                self.pauses.succeeded(uid);
                 if let Some(took) = self.teller.gate_lifted(clock()) {
                     self.context.metrics.ungate.observe(took.as_secs_f64());
                 }
             }
             Err(error) => {
-                self.has_gates = true;
+                // The next tick looks again.
+                self.pauses.failed(uid, clock());
+                self.teller.gate_stays();
                 self.busy.remove(uid);
                 if !error.is_absent() && !error.is_conflict() {
                     tracing::warn!(job = %self.key, pod, %error, "cannot give a pod its place");
@@ -294,7 +319,8 @@ impl Actor {
     /// The kubelet of a planned host did not admit a pod: what was planned for it is not there.
     pub(super) fn rejected(&mut self, pod: &str, worker: WorkerId, host: &str, why: &str) {
         tracing::warn!(job = %self.key, pod, %worker, host, why, "a pod is placed again, elsewhere");
-        let times = self.refused_by.get(host).map_or(0, |refusal| refusal.times).saturating_add(1);
+        let before = self.refused_by.get(host);
+        let times = before.map_or(1, |refusal| refusal.times.saturating_add(u32::from(!refusal.holds)));
         let told = format!("refused a pod of this job: {why}");
         self.refused_by.insert(host.to_owned(), Refusal { why: told, times, since: clock(), holds: true });
         // After a restart an earlier pod's refusal is news again, and its worker may have its place elsewhere.
@@ -305,7 +331,7 @@ impl Actor {
     }
 
     /// Hosts have refused pods of this job for too often: it ends. Whether it does.
-    fn is_hopeless(&mut self) -> bool {
+    pub(super) fn is_hopeless(&mut self) -> bool {
         let refusals = self.refused_by.values().map(|refusal| refusal.times).fold(0, u32::saturating_add);
         if refusals < REFUSALS_MAX {
             return false;
@@ -316,6 +342,8 @@ impl Actor {
         let told = self.refused_by.iter().map(|(host, refusal)| format!("{host}: {}", refusal.why));
         cause.log_tail = told.collect();
         let outcome = Outcome::Failed { cause: Box::new(cause) };
+        // It was tried: only another resumption starts it again.
+        self.stored.resumed = self.resumption();
         self.remember(&Record::End { outcome, summary: Box::new(GroupSummary::default()) }, RecordId(0));
         self.refused_by.clear();
         self.clear();
@@ -359,14 +387,20 @@ impl Actor {
 
     /// Workers whose placed pods have ended give their places back: their next pods may go elsewhere.
     pub(super) fn release_ended(&mut self) {
+        if self.job.is_none() && !self.moved.is_empty() {
+            self.moved.clear();
+            return self.avoid_what_runs();
+        }
         for worker in std::mem::take(&mut self.moved) {
             let is_there = self.roster.alive(worker).next().is_some();
             if !is_there && self.bound.remove(&worker).is_some() {
                 self.forget_place(worker);
             }
             if let Some(pod) = self.roster.placed_of(worker) {
+                let pod = pod.clone();
                 self.busy.remove(&pod.uid);
                 self.bound.insert(worker, pod.uid.clone());
+                self.hold_where_it_is(&pod);
                 if pod.is_admitted {
                     self.wishes.push(Wish::Admitted { key: self.key.clone(), worker });
                 }
@@ -374,8 +408,26 @@ impl Actor {
         }
     }
 
+    /// An earlier controller's last call may have placed a pod after this one had planned it elsewhere, or nowhere any more.
+    fn hold_where_it_is(&mut self, pod: &PodView) {
+        let (Some(host), Some(mut holding)) = (pod.host.clone(), self.needed()) else { return };
+        let worker = pod.worker;
+        // One that no scheduler can bring there has nothing there, and is placed anew.
+        let is_stuck = matches!(pod.stage, PodStage::Unschedulable { .. });
+        if is_stuck || self.plan.get(&worker).is_some_and(|place| place.host == host) {
+            return;
+        }
+        let numa_node = pod.numa_node();
+        self.devices.learn(devices::Names::noted(&pod.place_note()));
+        holding.places.insert(worker, Place { host: host.clone(), numa: numa_node, admitted: None });
+        holding.gpu_name.clone_from(&self.devices.gpu);
+        holding.nic_name.clone_from(&self.devices.nic);
+        self.plan.insert(worker, PlacedWorker { worker, host, cpus: Vec::new(), numa_node });
+        self.wishes.push(Wish::Has { key: self.key.clone(), holding: Box::new(holding) });
+    }
+
     pub(super) fn delete_pod(&mut self, pod: &PodView, how: Deletion) {
-        if !self.deleted.insert((pod.uid.clone(), how)) {
+        if self.pauses.holds(&pod.uid, clock()) || !self.deleted.insert((pod.uid.clone(), how)) {
             return;
         }
         let (calls, namespace) = (self.context.calls.clone(), self.key.namespace.clone());

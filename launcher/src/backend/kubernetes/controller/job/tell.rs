@@ -102,6 +102,17 @@ impl Teller {
         self.ended_unix_ms = None;
     }
 
+    /// All workers run: whatever was in the way is not any more.
+    pub(super) fn runs(&mut self) {
+        self.trouble.clear();
+        self.waits_for.clear();
+    }
+
+    /// Nothing is wanted any more.
+    pub(super) fn released(&mut self) {
+        self.refusal = None;
+    }
+
     pub(super) fn ends(&mut self) {
         self.waits_for.clear();
         self.ended_unix_ms.get_or_insert_with(unix_ms);
@@ -116,6 +127,11 @@ impl Teller {
     pub(super) fn gates_begin(&mut self, now: Instant) {
         self.gates_since.get_or_insert(now);
         self.gates_left += 1;
+    }
+
+    /// It was not.
+    pub(super) fn gate_stays(&mut self) {
+        self.gates_left = self.gates_left.saturating_sub(1);
     }
 
     /// One is; how long all of them took, with the last.
@@ -200,7 +216,11 @@ impl Actor {
                 status.cause = Some(invalid(&self.teller.faults));
             }
             Stage::Held => status.phase = Phase::Suspended,
-            Stage::Asking | Stage::Creating | Stage::Gating { .. } | Stage::Finding | Stage::Clearing => {
+            Stage::Asking
+            | Stage::Creating
+            | Stage::Gating { .. }
+            | Stage::Finding
+            | Stage::Clearing { .. } => {
                 status.phase = Phase::Pending;
                 status.cause = None;
             }

@@ -14,12 +14,13 @@ use crate::backend::kubernetes::controller::api::Calls;
 use crate::backend::kubernetes::controller::planner::Planner;
 use crate::backend::kubernetes::controller::watch::Caches;
 use crate::backend::kubernetes::objects::{self, ChildKind, SEED_KEY};
-use crate::rendezvous::group::Memory;
+use crate::rendezvous::group::{Memory, Outcome};
 use crate::rendezvous::server::Server;
 use crate::serve::metrics::Metrics;
 use api_server::ApiServer;
 
 mod api_server;
+mod mishaps;
 
 const CHILD: &str = "/apis/batch/v1/namespaces/research/jobs/a";
 const MEMORY: &str = "/api/v1/namespaces/research/configmaps/a-memory";
@@ -31,15 +32,15 @@ const SOON: Duration = Duration::from_secs(20);
 const A_WHILE: Duration = Duration::from_millis(300);
 
 /// A cluster of one node with one GPU.
-struct Rig {
+pub(in super::super) struct Rig {
     api: ApiServer,
-    context: Arc<Context>,
+    pub(in super::super) context: Arc<Context>,
     rivals: u32,
 }
 
 impl Rig {
     /// With devices as `node-1` offers them.
-    fn new(offers: &Value) -> Self {
+    pub(in super::super) fn new(offers: &Value) -> Self {
         let mut resources = json!({"cpu": "8", "memory": "32Gi", "pods": "20"});
         resources.as_object_mut().unwrap().extend(offers.as_object().unwrap().clone());
         let node = json!({
@@ -74,7 +75,7 @@ impl Rig {
     }
 
     /// One whose planner answers.
-    async fn open() -> Self {
+    pub(in super::super) async fn open() -> Self {
         let rig = Self::new(&json!({"nvidia.com/gpu": "1"}));
         rig.context.planner.tell(planner::Wish::Open).await;
         rig
@@ -85,7 +86,7 @@ impl Rig {
     }
 
     /// An earlier controller wrote this down.
-    fn remembers(&self, outcome: Option<Outcome>, generation: u64) {
+    pub(in super::super) fn remembers(&self, outcome: Option<Outcome>, generation: u64) {
         let memory = Memory { outcome, generation: Generation(generation), ..Memory::default() };
         let data = json!({"memory.json": serde_json::to_string(&memory).unwrap(), "resumed": ""});
         self.api.put(MEMORY, json!({"metadata": ours("a-memory"), "data": data}));
@@ -110,7 +111,7 @@ impl Rig {
     }
 
     /// Whether another job can have the GPU; it gives it back at once.
-    async fn is_free(&mut self) -> bool {
+    pub(in super::super) async fn is_free(&mut self) -> bool {
         let (key, mut answers) = self.rival().await;
         let answer = tokio::time::timeout(SOON, answers.recv()).await.unwrap().unwrap();
         self.context.planner.tell(planner::Wish::Release { key, workers: None }).await;
@@ -132,7 +133,7 @@ impl Rig {
         panic!("not within {SOON:?}: {what}; {:#?}", self.api.history());
     }
 
-    async fn becomes_free(&mut self) {
+    pub(in super::super) async fn becomes_free(&mut self) {
         for _ in 0..200 {
             if self.is_free().await {
                 return;
@@ -148,12 +149,12 @@ impl Rig {
     }
 }
 
-fn ours(name: &str) -> Value {
+pub(in super::super) fn ours(name: &str) -> Value {
     json!({"name": name, "namespace": "research", "labels": {names::LABEL_UID: "uid-a", names::LABEL_JOB: "a"}})
 }
 
 /// Job `a`: one worker with one GPU.
-fn resource() -> TrainingJob {
+pub(in super::super) fn resource() -> TrainingJob {
     let object = json!({
         "metadata": {"name": "a", "namespace": "research", "uid": "uid-a", "generation": 1},
         "spec": {
@@ -189,13 +190,19 @@ fn gated() -> PodView {
 }
 
 fn running() -> PodView {
+    let (spec, status) = bound();
+    pod(&spec, &status)
+}
+
+/// The specification and status of a pod whose sidecar runs.
+pub(in super::super) fn bound() -> (Value, Value) {
     let sidecar = json!({
         "name": names::SIDECAR, "image": "", "imageID": "", "ready": true, "restartCount": 0, "state": {"running": {}},
     });
     let status = json!({
         "phase": "Running", "startTime": "2026-01-01T00:00:00Z", "initContainerStatuses": [sidecar],
     });
-    pod(&json!({"containers": [], "nodeName": "node-1"}), &status)
+    (json!({"containers": [], "nodeName": "node-1"}), status)
 }
 
 async fn tell(handle: &Handle, signal: Signal) {

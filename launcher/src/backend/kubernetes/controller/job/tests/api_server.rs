@@ -56,6 +56,10 @@ impl ApiServer {
         self.locked(|store| store.keep(path, object));
     }
 
+    pub(super) fn remove(&self, path: &str) {
+        self.locked(|store| store.objects.remove(path));
+    }
+
     pub(super) fn refuse(&self, method: Method, part: &'static str, times: u32, code: StatusCode) {
         self.fault(Fault { method, part, times, what: What::Refused(code) });
     }
