@@ -99,7 +99,7 @@ fn full_disk() {
     let (summary, digest) = (&status["summary"], "orderDigest");
     assert_eq!(summary[digest], plain["summary"][digest], "{status:#}");
     let (read, kept) = (summary["bytesRead"].as_u64().unwrap(), summary["bytesFromTier"].as_u64().unwrap());
-    assert!(kept >= CHUNK_BYTES && kept <= 3 * (64 << 20), "{status:#}");
+    assert!((CHUNK_BYTES..=3 * (64 << 20)).contains(&kept), "{status:#}");
     assert!(read + kept <= 3 * bytes, "each chunk comes from one place: {status:#}");
     assert!(logs(&user).contains("% of the file system would be free"), "{}", logs(&user));
     leftovers::assert_none(&user);

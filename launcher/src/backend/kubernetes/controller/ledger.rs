@@ -206,12 +206,12 @@ impl Ledger {
     }
 
     /// Nothing is planned for these hosts while pods of this job may run there, of which nobody knows what they hold.
-    pub fn avoid(&mut self, key: Key, hosts: BTreeSet<String>) {
-        let before = match hosts.is_empty() {
-            true => self.avoided.remove(&key),
-            false => self.avoided.insert(key, hosts.clone()),
-        };
-        self.is_stale |= before.unwrap_or_default() != hosts;
+    pub fn avoid(&mut self, key: &Key, hosts: BTreeSet<String>) {
+        let before = self.avoided.remove(key).unwrap_or_default();
+        self.is_stale |= before != hosts;
+        if !hosts.is_empty() {
+            self.avoided.insert(key.clone(), hosts);
+        }
     }
 
     /// Places that are free again; `None`: all of the job's, and it waits for none.
@@ -414,15 +414,15 @@ mod tests {
     fn hosts_of_pods_that_nobody_can_count_are_avoided_until_those_are_gone() {
         let mut ledger = Ledger::default();
         ledger.see(cluster(2), NOW);
-        ledger.avoid(key("left"), ["node-0".to_owned(), "node-1".to_owned()].into());
+        ledger.avoid(&key("left"), ["node-0".to_owned(), "node-1".to_owned()].into());
         ledger.ask(1, key("a"), request(1));
         assert_eq!(said(&ledger.pass(false)), [("a", false)]);
-        ledger.avoid(key("left"), ["node-0".to_owned()].into());
+        ledger.avoid(&key("left"), ["node-0".to_owned()].into());
         assert!(ledger.is_stale());
         assert_eq!(said(&ledger.pass(false)), [("a", true)]);
         assert!(ledger.held(NOW).contains_key("node-1"));
         ledger.see(cluster(1), NOW);
-        ledger.avoid(key("left"), BTreeSet::new());
+        ledger.avoid(&key("left"), BTreeSet::new());
         ledger.ask(2, key("b"), request(1));
         assert_eq!(said(&ledger.pass(false)), [("b", true)]);
     }

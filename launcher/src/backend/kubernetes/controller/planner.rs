@@ -124,7 +124,7 @@ fn take(ledger: &mut Ledger, listeners: &mut BTreeMap<Key, mpsc::Sender<Answer>>
         }
         Wish::Hold { key, holding } => ledger.hold(key, *holding),
         Wish::Has { key, holding } => ledger.has(&key, *holding),
-        Wish::Avoid { key, hosts } => ledger.avoid(key, hosts),
+        Wish::Avoid { key, hosts } => ledger.avoid(&key, hosts),
         Wish::Admitted { key, worker } => ledger.admitted(&key, worker, now),
         Wish::Release { key, workers } => {
             if workers.is_none() {

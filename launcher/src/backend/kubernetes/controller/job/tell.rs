@@ -279,19 +279,25 @@ impl Actor {
             Stage::Leaving => {}
         }
         if !status.phase.is_over() {
-            reasons.extend(self.teller.refusal.iter().flat_map(Unplaceable::lines));
-            for said in [&self.teller.waits_for, &self.teller.trouble] {
-                reasons.extend(Some(said).filter(|said| !said.is_empty()).cloned());
-            }
-            reasons.extend(self.teller.faults.iter().cloned());
-            let pods = self.roster.pods().filter(|pod| !pod.trouble.is_empty());
-            reasons.extend(pods.map(|pod| format!("pod {}: {}", pod.name, pod.trouble)));
+            reasons.extend(self.reasons());
         }
         status.reasons = reasons;
         if let Some(cause) = &mut status.cause {
             let place = status.placement.iter().find(|place| Some(WorkerId(place.worker)) == cause.worker);
             cause.host = place.map(|place| place.host.clone()).or_else(|| cause.host.take());
         }
+    }
+
+    /// What is in the way, besides what the membership waits for.
+    fn reasons(&self) -> Vec<String> {
+        let mut reasons: Vec<String> = self.teller.refusal.iter().flat_map(Unplaceable::lines).collect();
+        for said in [&self.teller.waits_for, &self.teller.trouble] {
+            reasons.extend(Some(said).filter(|said| !said.is_empty()).cloned());
+        }
+        reasons.extend(self.teller.faults.iter().cloned());
+        let pods = self.roster.pods().filter(|pod| !pod.trouble.is_empty());
+        reasons.extend(pods.map(|pod| format!("pod {}: {}", pod.name, pod.trouble)));
+        reasons
     }
 
     fn places(&self) -> Vec<Place> {
