@@ -6,6 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -71,14 +72,20 @@ async fn ready(State(status): State<Arc<Status>>) -> (StatusCode, String) {
 }
 
 async fn metrics(State(status): State<Arc<Status>>) -> Response {
-    match metrics_text(&status.seen()) {
+    match metrics_text(&status.seen(), cpu()) {
         Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
 
+/// CPU time of this process, all threads, since its start.
+fn cpu() -> Duration {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::try_from(used).unwrap_or_default()
+}
+
 /// The numbers as OpenMetrics text.
-fn metrics_text(seen: &Seen) -> Result<String, std::fmt::Error> {
+fn metrics_text(seen: &Seen, cpu: Duration) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("slipway_worker");
     let gauge = |value: u64| ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
     registry.register("generation", "Generation whose ranks run here, 0 for none", gauge(seen.generation));
@@ -114,7 +121,9 @@ fn metrics_text(seen: &Seen) -> Result<String, std::fmt::Error> {
     ] {
         registry.register(name, help, ConstCounter::new(value));
     }
-    let waited = std::time::Duration::from_nanos(counters.slot_wait_ns).as_secs_f64();
+    let help = "CPU time of the sidecar, the data plane above all";
+    registry.register_with_unit("cpu", help, Unit::Seconds, ConstCounter::new(cpu.as_secs_f64()));
+    let waited = Duration::from_nanos(counters.slot_wait_ns).as_secs_f64();
     let help = "Time that feeds waited for a free slot: the trainer is slower than the data";
     registry.register_with_unit("slot_wait", help, Unit::Seconds, ConstCounter::new(waited));
     let mut text = String::new();
@@ -166,6 +175,8 @@ mod tests {
             "slipway_worker_slot_wait_seconds_total 1.5\n",
             "slipway_worker_generation 3\n",
             "slipway_worker_launches_total 1\n",
+            "slipway_worker_tier_bytes_total 0\n",
+            "slipway_worker_cpu_seconds_total 0.",
             "# EOF\n",
         ] {
             assert!(text.contains(line), "{line} in {text}");
