@@ -20,7 +20,6 @@ use crate::dataset::Manifest;
 use crate::fault::DataFault;
 use crate::handoff::{ListenError, Listener};
 use crate::loader::feed::FeedTask;
-use crate::loader::fill::Source;
 use crate::membership::Member;
 use crate::order::{Consumer, Order, OrderDigest};
 use crate::ring::RingError;
@@ -32,8 +31,11 @@ use crate::transport::quic::server::{Serving, serve};
 use crate::transport::quic::tls::Identity;
 use crate::transport::quic::{QuicError, QuicLane};
 
+mod lane;
+
 pub use crate::membership::{Membership, Peer};
 pub use crate::select::PeerId;
+pub use lane::PeerLane;
 
 /// Events of a feed that the worker has not taken yet; beyond it the trainer's acknowledgements wait.
 const EVENTS_MAX: usize = 256;
@@ -273,14 +275,7 @@ impl Plane {
             slot_bytes(needs).ok_or(RingError::TooLarge { slots: config.slots, slot_bytes: u64::MAX })?;
         let listener = Listener::bind(&config.socket)?;
         let (events, taken) = mpsc::channel(EVENTS_MAX);
-        let source = Source {
-            manifest: Arc::clone(&self.manifest),
-            cache: self.cache.clone(),
-            counters: Arc::clone(&self.counters),
-            lane: Arc::clone(&self.lane),
-            member: Arc::clone(&member),
-            epoch: self.started,
-        };
+        let source = self.source(&member);
         let task = FeedTask::new(config, source, self.order.clone(), slot_bytes, events)?;
         let asked = member.fence;
         let current = || self.member.borrow().as_ref().map(|member| member.fence);

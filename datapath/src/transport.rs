@@ -44,7 +44,10 @@ pub struct Part<'slot> {
 }
 
 impl<'slot> Part<'slot> {
-    pub(crate) fn new(chunk: ChunkId, until: u64, pieces: Vec<Piece<'slot>>) -> Self {
+    /// Places for these runs of a chunk, in the order in which they are asked for; `until` is the last step, over all
+    /// epochs, that needs the chunk.
+    #[must_use]
+    pub fn new(chunk: ChunkId, until: u64, pieces: Vec<Piece<'slot>>) -> Self {
         Self { chunk, until, pieces, at: 0, filled: 0, crc: Crc32c::new(), bad: None }
     }
 

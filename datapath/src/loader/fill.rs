@@ -135,7 +135,7 @@ impl Source {
         }));
     }
 
-    fn asking(&self, step: u64, refresh: bool) -> Asking<'_> {
+    pub(crate) fn asking(&self, step: u64, refresh: bool) -> Asking<'_> {
         Asking {
             lane: &self.lane,
             member: &self.member,

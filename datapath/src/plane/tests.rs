@@ -2,6 +2,7 @@
 
 mod exchange;
 mod handoff;
+mod mtu;
 mod silence;
 mod trainer;
 

@@ -92,6 +92,11 @@ impl Link {
         }
     }
 
+    /// The connection's numbers, if there is one.
+    pub(crate) async fn stats(&self) -> Option<quinn::ConnectionStats> {
+        self.way.lock().await.open.as_ref().map(|open| open.connection.stats())
+    }
+
     pub(crate) async fn close(&self) {
         if let Some(open) = self.way.lock().await.open.take() {
             open.connection.close(VarInt::from_u32(Refusal::Fenced.code().into()), b"fenced");
