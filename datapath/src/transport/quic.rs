@@ -44,7 +44,7 @@ pub enum QuicError {
 
 /// A data plane's socket and what its connections are made of.
 #[derive(Debug)]
-pub(crate) struct QuicLane {
+pub struct QuicLane {
     endpoint: Endpoint,
     server: quinn::ServerConfig,
     client: quinn::ClientConfig,
@@ -56,7 +56,10 @@ pub(crate) struct QuicLane {
 
 impl QuicLane {
     /// Opens a socket on an interface's address, on a port of the kernel's choice. Needs a tokio runtime.
-    pub(crate) fn open(identity: &Identity, bind: IpAddr) -> Result<Self, QuicError> {
+    ///
+    /// # Errors
+    /// When the identity is unusable or there is no such address here.
+    pub fn open(identity: &Identity, bind: IpAddr) -> Result<Self, QuicError> {
         let failed = |source| QuicError::Socket { address: bind, source };
         let (socket, receive_buffer) = tuning::socket(bind).map_err(failed)?;
         let socket = quinn::Runtime::wrap_udp_socket(&TokioRuntime, socket).map_err(failed)?;
@@ -86,17 +89,29 @@ impl QuicLane {
         Ok(Self { endpoint, server, client, local_addr, receive_buffer, mtu_limit })
     }
 
-    pub(crate) fn local_addr(&self) -> SocketAddr {
+    /// The socket, for connections that are not of a plane: those of a bench.
+    #[must_use]
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    fn client_config(&self, peer: SocketAddr, senders: usize) -> quinn::ClientConfig {
+    /// How to connect to a peer, to which so many send in all.
+    #[must_use]
+    pub fn client_config(&self, peer: SocketAddr, senders: usize) -> quinn::ClientConfig {
         let mut config = self.client.clone();
         config.transport_config(Arc::new(self.transport(peer, senders)));
         config
     }
 
-    fn server_config(&self, peer: SocketAddr, senders: usize) -> Arc<quinn::ServerConfig> {
+    /// How to accept a peer, to which so many send in all.
+    #[must_use]
+    pub fn server_config(&self, peer: SocketAddr, senders: usize) -> Arc<quinn::ServerConfig> {
         let mut config = self.server.clone();
         config.transport_config(Arc::new(self.transport(peer, senders)));
         Arc::new(config)

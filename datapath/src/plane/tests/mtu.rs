@@ -1,6 +1,7 @@
 //! Two planes whose lane crosses a real interface of a given MTU: bulk data must not stall there, and must come in
 //! packets of the size that the interface carries. Elsewhere only the packet size is limited; here the kernel refuses.
 
+use std::io::Write;
 use std::process::Command;
 
 use tokio::time::timeout;
@@ -37,7 +38,8 @@ fn the_lane_uses_each_interfaces_mtu_and_never_stalls() {
         let why = String::from_utf8_lossy(&tried.stderr).trim().to_owned();
         let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
         assert!(!ci, "cannot make a network namespace: {why}");
-        eprintln!("not run: cannot make a network namespace: {why}");
+        // Past the capture of a test that passes: nobody is to take it for one that ran.
+        let _ = writeln!(std::io::stderr(), "not run: cannot make a network namespace: {why}");
         return;
     }
     for mtu in ["1500", "9000", "65536"] {
