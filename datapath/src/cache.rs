@@ -26,7 +26,7 @@ use crate::integrity::crc32c;
 use crate::memory::{Block, BlockPool};
 use crate::order::Shuffle;
 use crate::store::Store;
-use crate::tier::Tier;
+use crate::tier::{self, Tier};
 
 /// Reads from the store under way at once: enough to hide a network store's latency (8 × 4 MiB at 5 ms are
 /// 6.7 GB/s), few enough not to start a thread per core of a large host.
@@ -95,6 +95,8 @@ struct Shared {
     store: Store,
     /// Asked before the store.
     tier: Option<Tier>,
+    /// What comes from the store is kept there: chunks that are being written leave room for those that are used.
+    keeps: bool,
     budget: u64,
     pool: BlockPool,
     reads: Semaphore,
@@ -149,12 +151,14 @@ impl Cache {
         counters: Arc<Counting>,
     ) -> Self {
         let largest = manifest.chunks().iter().map(|chunk| chunk.len).max().unwrap_or(0);
+        let least = u64::try_from(LEAST_CHUNKS + tier::WRITES_MAX).unwrap_or(u64::MAX);
         let pool = BlockPool::new(SPARE_BLOCKS, usize::try_from(largest).unwrap_or(0));
         Self {
             shared: Arc::new(Shared {
                 manifest,
                 store,
                 tier,
+                keeps: budget >= least.saturating_mul(largest.into()),
                 budget: budget.max(2 * u64::from(largest)),
                 pool,
                 reads: Semaphore::new(READS_MAX),
@@ -371,7 +375,7 @@ async fn load(
     let result = read(&shared, chunk).await.map(Arc::new);
     // Held before anybody is told: what is being kept is in use.
     let kept = match (&shared.tier, &result) {
-        (Some(tier), Ok(block)) => {
+        (Some(tier), Ok(block)) if shared.keeps => {
             Some((tier.clone(), Held { block: Some(Arc::clone(block)), shared: Arc::clone(&shared) }))
         }
         _ => None,

@@ -5,20 +5,20 @@
 //! <folder>/worker-<n>/<dataset>/<chunk>    a chunk's bytes as they are in the store
 //! ```
 //! It is a copy and nothing else: a chunk is compared with the manifest's CRC before it is kept and each time it is read, and
-//! whatever is missing, bad or late comes from the store. So the folder may be deleted at any time, a crash in the middle of
-//! a write leaves nothing that is believed, and no read ever waits for a write: one that finds two others under way is left
-//! out, to be made in a later epoch.
+//! whatever is missing, bad or late comes from the store. So the folder may be deleted at any time (and is then left alone), and
+//! a crash in the middle of a write leaves nothing that is believed. A write that finds two others under way is left out, to be
+//! made in a later epoch.
 
 mod shelf;
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
 use std::ops::Deref;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock, statvfs};
 use tokio::sync::Semaphore;
@@ -31,14 +31,18 @@ use crate::memory::Block;
 use shelf::{Refusal, Shelf, Victim};
 
 /// Chunks being written at once. Each is held in memory meanwhile, out of the cache's budget.
-const WRITES_MAX: usize = 2;
+pub(crate) const WRITES_MAX: usize = 2;
+/// A read that takes longer is given up: disks that are worth being asked answer in milliseconds.
+const READ_MAX: Duration = Duration::from_secs(5);
 /// Bad reads after which the tier is not used any more: by then it is the disk, not a chunk.
 const FAULTS_MAX: u32 = 16;
-/// Part of the file system that is left free, in percent, whatever the budget: below 10 % a kubelet evicts pods
-/// (kubernetes.io, "Node-pressure Eviction", `nodefs.available`).
-const FREE_MIN_PERCENT: u64 = 12;
+/// Part of the file system that is left free, in percent, whatever the budget: a kubelet evicts pods below 15 % where images lie
+/// on it, too (kubernetes.io, "Node-pressure Eviction", `imagefs.available`; `nodefs.available` is 10 %).
+const FREE_MIN_PERCENT: u64 = 18;
 /// Folders tried, when others are in use: by another job's worker of the same number.
 const FOLDERS_MAX: u32 = 16;
+/// The file that says by a lock that a folder is used.
+const LOCK: &str = "lock";
 /// What is being written ends so.
 const PART: &str = "part";
 
@@ -81,7 +85,9 @@ pub(crate) struct Tier {
 
 struct Shared {
     manifest: Arc<Manifest>,
-    /// Of this dataset.
+    /// This plane's.
+    own: PathBuf,
+    /// Of this dataset, in it.
     folder: PathBuf,
     shelf: Mutex<Shelf>,
     writes: Arc<Semaphore>,
@@ -89,7 +95,7 @@ struct Shared {
     faults: AtomicU32,
     /// That it takes no more has been said.
     said_full: AtomicBool,
-    _lock: File,
+    lock: File,
 }
 
 /// Why a chunk that should be here is not.
@@ -98,6 +104,7 @@ enum Loss {
     Gone,
     Corrupt,
     Failed(io::Error),
+    Late,
 }
 
 impl Tier {
@@ -109,24 +116,26 @@ impl Tier {
     ) -> Result<Self, TierError> {
         let failed = |source| TierError::Folder { folder: config.folder.clone(), source };
         make_folder(&config.folder).map_err(failed)?;
-        let (own, lock) = lock_one(config)?;
-        let folder = own.join(manifest.digest().to_string());
+        let digest = manifest.digest().to_string();
+        let (own, lock) = lock_one(config, &digest)?;
+        let folder = own.join(digest);
         let mut shelf = Shelf::new(config.bytes, u64::try_from(manifest.chunks().len()).unwrap_or(u64::MAX));
-        find_own(&folder, &manifest, &mut shelf).map_err(failed)?;
-        find_old(&own, &folder, &mut shelf).map_err(failed)?;
+        find_own(&folder, &manifest, &mut shelf);
+        find_old(&own, &folder, &mut shelf);
         for victim in shelf.trim() {
             remove(&folder, &victim);
         }
         tracing::info!(folder = %folder.display(), chunks = shelf.chunks(), "chunks are kept on this host");
         let shared = Shared {
             manifest,
+            own,
             folder,
             shelf: Mutex::new(shelf),
             writes: Arc::new(Semaphore::new(WRITES_MAX)),
             counters,
             faults: AtomicU32::new(0),
             said_full: AtomicBool::new(false),
-            _lock: lock,
+            lock,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -141,14 +150,19 @@ impl Tier {
             let result = shared.read_now(chunk, &mut block);
             (block, result)
         });
-        match done.await {
-            Ok((block, Ok(()))) => Ok(block),
-            Ok((block, Err(loss))) => {
+        match tokio::time::timeout(READ_MAX, done).await {
+            Ok(Ok((block, Ok(())))) => Ok(block),
+            Ok(Ok((block, Err(loss)))) => {
                 self.shared.lost(chunk, &loss);
                 Err(block)
             }
             // The runtime is at its end.
-            Err(_) => Err(Block::with_len(len)),
+            Ok(Err(_)) => Err(Block::with_len(len)),
+            // The block is the late read's; so few are late that another may be made.
+            Err(_) => {
+                self.shared.lost(chunk, &Loss::Late);
+                Err(Block::with_len(len))
+            }
         }
     }
 
@@ -172,10 +186,17 @@ impl Tier {
 }
 
 impl Shared {
+    /// Blocks. What is bad is removed.
     fn read_now(&self, chunk: ChunkId, block: &mut [u8]) -> Result<(), Loss> {
-        let file = File::open(chunk_file(&self.folder, chunk)).map_err(Loss::from)?;
-        file.read_exact_at(block, 0).map_err(Loss::from)?;
-        if crc32c(block) == self.manifest.chunk(chunk).crc32c { Ok(()) } else { Err(Loss::Corrupt) }
+        let path = chunk_file(&self.folder, chunk);
+        let read = File::open(&path).and_then(|file| file.read_exact_at(block, 0)).map_err(Loss::from);
+        let is_right = || crc32c(block) == self.manifest.chunk(chunk).crc32c;
+        let result = read.and_then(|()| if is_right() { Ok(()) } else { Err(Loss::Corrupt) });
+        if matches!(result, Err(Loss::Corrupt | Loss::Failed(_))) {
+            // What stays there all the same is found again, and compared again.
+            let _ = fs::remove_file(&path);
+        }
+        result
     }
 
     /// Forgets a chunk that cannot be read; it may be kept again.
@@ -186,21 +207,32 @@ impl Shared {
             Loss::Gone => return tracing::debug!(chunk = chunk.0, "a chunk was deleted from the tier"),
             Loss::Corrupt => (TIER_CORRUPT, "its bytes are not those that were indexed".to_owned()),
             Loss::Failed(error) => (TIER_FAILED, error.to_string()),
+            Loss::Late => (TIER_FAILED, format!("the disk did not answer within {} s", READ_MAX.as_secs())),
         };
-        // What stays there all the same is found again, and compared again.
-        let _ = fs::remove_file(&file);
         self.counters.tier_faults.add(1_u64);
         tracing::warn!(reason, file = %file.display(), what, "a chunk of the tier is read from the store instead");
         if self.faults.fetch_add(1, Ordering::Relaxed) + 1 == FAULTS_MAX {
-            self.shelf().close();
-            tracing::warn!(
-                reason,
-                "the tier is not used any more: too many of its chunks cannot be read; check the disk"
-            );
+            self.close("too many of its chunks cannot be read; check the disk");
         }
     }
 
+    fn close(&self, why: &str) {
+        self.shelf().close();
+        self.said_full.store(true, Ordering::Relaxed);
+        tracing::warn!(reason = TIER_FAILED, folder = %self.own.display(), why, "the tier is not used any more");
+    }
+
+    /// Somebody deleted or moved the folder: whoever comes next locks another file, and the folder is his.
+    fn is_taken_away(&self) -> bool {
+        let there = fs::metadata(self.own.join(LOCK)).map(|file| (file.dev(), file.ino()));
+        let held = self.lock.metadata().map(|file| (file.dev(), file.ino()));
+        !matches!((there, held), (Ok(there), Ok(held)) if there == held)
+    }
+
     fn write_now(&self, chunk: ChunkId, victims: &[Victim], bytes: &[u8]) {
+        if self.is_taken_away() {
+            return self.close("it was deleted while it was used");
+        }
         for victim in victims {
             remove(&self.folder, victim);
         }
@@ -213,13 +245,17 @@ impl Shared {
                 self.shelf().written(chunk);
                 self.counters.tier_kept_bytes.add(bytes.len());
             }
+            // It is being deleted; the next write sees that.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.shelf().forget(chunk),
             Err(error) => {
                 let mut shelf = self.shelf();
                 shelf.forget(chunk);
                 shelf.freeze();
+                if self.said_full.swap(true, Ordering::Relaxed) {
+                    return;
+                }
                 let is_full = error.kind() == io::ErrorKind::StorageFull;
                 let reason = if is_full { TIER_FULL } else { TIER_FAILED };
-                self.said_full.store(true, Ordering::Relaxed);
                 tracing::warn!(
                     reason,
                     folder = %self.folder.display(),
@@ -257,22 +293,23 @@ impl From<io::Error> for Loss {
     }
 }
 
-/// A folder that nobody else uses now, and its lock.
-fn lock_one(config: &TierConfig) -> Result<(PathBuf, File), TierError> {
-    for turn in 1..=FOLDERS_MAX {
-        let name = match turn {
-            1 => format!("worker-{}", config.worker),
-            _ => format!("worker-{}-{turn}", config.worker),
-        };
-        let folder = config.folder.join(name);
-        match make_folder(&folder).and_then(|()| File::create(folder.join("lock"))) {
+/// A folder that nobody else uses now, and its lock; one that has chunks of this dataset, if there is one.
+fn lock_one(config: &TierConfig, digest: &str) -> Result<(PathBuf, File), TierError> {
+    let name = |turn: u32| match turn {
+        1 => format!("worker-{}", config.worker),
+        _ => format!("worker-{}-{turn}", config.worker),
+    };
+    let folders: Vec<PathBuf> = (1..=FOLDERS_MAX).map(|turn| config.folder.join(name(turn))).collect();
+    let known = folders.iter().filter(|folder| folder.join(digest).is_dir());
+    for folder in known.chain(&folders) {
+        match make_folder(folder).and_then(|()| File::create(folder.join(LOCK))) {
             Ok(lock) if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() => {
-                return Ok((folder, lock));
+                return Ok((folder.clone(), lock));
             }
             // Another's: a worker's that runs, or another user's.
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied && folder.exists() => {}
-            Err(source) => return Err(TierError::Folder { folder, source }),
+            Err(source) => return Err(TierError::Folder { folder: folder.clone(), source }),
         }
     }
     Err(TierError::Busy { folder: config.folder.clone() })
@@ -284,8 +321,8 @@ fn make_folder(folder: &Path) -> io::Result<()> {
 }
 
 /// Chunks that are whole by their length; what else is there was being written and is deleted.
-fn find_own(folder: &Path, manifest: &Manifest, shelf: &mut Shelf) -> io::Result<()> {
-    for (path, bytes, _) in files(folder)? {
+fn find_own(folder: &Path, manifest: &Manifest, shelf: &mut Shelf) {
+    for (path, bytes, _) in files(folder) {
         let name = path.file_name().and_then(|name| name.to_str());
         let number = name.and_then(|name| name.parse::<u32>().ok());
         let chunk = number.filter(|&number| {
@@ -294,47 +331,35 @@ fn find_own(folder: &Path, manifest: &Manifest, shelf: &mut Shelf) -> io::Result
         });
         match chunk {
             Some(chunk) => shelf.found(ChunkId(chunk), bytes),
-            None => fs::remove_file(path)?,
+            None => discard(&path),
         }
     }
-    Ok(())
 }
 
 /// What other datasets left in `own`, the oldest first.
-fn find_old(own: &Path, folder: &Path, shelf: &mut Shelf) -> io::Result<()> {
+fn find_old(own: &Path, folder: &Path, shelf: &mut Shelf) {
     let mut old = Vec::new();
-    for entry in fs::read_dir(own)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() && entry.path() != folder {
-            // Where it is empty it goes; otherwise this fails and says so.
-            if fs::remove_dir(entry.path()).is_err() {
-                old.extend(files(&entry.path())?);
-            }
+    for entry in fs::read_dir(own).into_iter().flatten().flatten() {
+        let path = entry.path();
+        // Where it is empty it goes; otherwise this fails and says so.
+        if path != folder && path.is_dir() && fs::remove_dir(&path).is_err() {
+            old.extend(files(&path));
         }
     }
     old.sort_by_key(|(_, _, modified)| *modified);
     for (path, bytes, _) in old {
         shelf.found_old(path, bytes);
     }
-    Ok(())
 }
 
-/// Files of a folder with their sizes and times; none where there is no such folder.
-fn files(folder: &Path) -> io::Result<Vec<(PathBuf, u64, SystemTime)>> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut files = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        let found = entry.metadata()?;
-        if found.is_file() {
-            files.push((entry.path(), found.len(), found.modified()?));
-        }
-    }
-    Ok(files)
+/// Files of a folder with their sizes and times, as far as they can be looked at: a copy is worth no failure.
+fn files(folder: &Path) -> Vec<(PathBuf, u64, SystemTime)> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let files = entries.filter_map(|entry| {
+        let found = entry.metadata().ok().filter(fs::Metadata::is_file)?;
+        Some((entry.path(), found.len(), found.modified().ok()?))
+    });
+    files.collect()
 }
 
 fn chunk_file(folder: &Path, chunk: ChunkId) -> PathBuf {
@@ -346,7 +371,11 @@ fn remove(folder: &Path, victim: &Victim) {
         Victim::Chunk(chunk) => chunk_file(folder, *chunk),
         Victim::Old(path) => path.clone(),
     };
-    match fs::remove_file(&path) {
+    discard(&path);
+}
+
+fn discard(path: &Path) {
+    match fs::remove_file(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => {
@@ -358,7 +387,10 @@ fn remove(folder: &Path, victim: &Victim) {
 /// Writes beside the final name and renames: a chunk of the right length is whole, unless the host itself fails, which its
 /// CRC tells.
 fn write_file(folder: &Path, chunk: ChunkId, bytes: &[u8]) -> io::Result<()> {
-    make_folder(folder)?;
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
     let space = statvfs(folder)?;
     let needed = u64::try_from(bytes.len()).unwrap_or(u64::MAX).div_ceil(space.f_frsize.max(1));
     if !is_roomy(space.f_bavail, space.f_blocks, needed) {

@@ -45,7 +45,8 @@ fn serves() {
     };
     assert_eq!(read(user.run(args("1Gi"))), (bytes, 0));
     let kept = kept(&folder);
-    assert!(kept.len() > 8, "{kept:?}");
+    // Those that found two others being written were left out.
+    assert!(kept.len() >= 3, "{kept:?}");
     let part = |chunks: usize| u64::try_from(chunks).unwrap() * CHUNK_BYTES;
     assert_eq!(read(user.run(args("1Gi"))), (bytes - part(kept.len()), part(kept.len())), "the next job");
 

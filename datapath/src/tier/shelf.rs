@@ -10,6 +10,9 @@ use std::path::PathBuf;
 
 use crate::dataset::ChunkId;
 
+/// How often chunks of other workers are looked for in vain while a chunk becomes one.
+const LOOKS: u64 = 8;
+
 /// What one tier holds.
 #[derive(Debug)]
 pub(super) struct Shelf {
@@ -19,10 +22,14 @@ pub(super) struct Shelf {
     here: BTreeMap<ChunkId, Item>,
     /// Files of other datasets, the oldest first.
     old: VecDeque<(PathBuf, u64)>,
+    /// Of those.
+    old_bytes: u64,
     /// Counts the loads, found here or not.
     loads: u64,
     /// Loads after which an unused chunk is another worker's.
     stale_after: u64,
+    /// No load before this one looks for such chunks: looking takes as long as the tier is large.
+    looks_at: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +63,16 @@ impl Shelf {
     /// An empty one, for a dataset of so many chunks.
     pub(super) fn new(budget: u64, chunks: u64) -> Self {
         let stale_after = chunks.saturating_mul(2);
-        Self { budget, bytes: 0, here: BTreeMap::new(), old: VecDeque::new(), loads: 0, stale_after }
+        Self {
+            budget,
+            bytes: 0,
+            here: BTreeMap::new(),
+            old: VecDeque::new(),
+            old_bytes: 0,
+            loads: 0,
+            stale_after,
+            looks_at: stale_after,
+        }
     }
 
     /// A chunk that was here at the start.
@@ -68,6 +84,7 @@ impl Shelf {
     /// A file of another dataset; told from the oldest on.
     pub(super) fn found_old(&mut self, path: PathBuf, bytes: u64) {
         self.bytes += bytes;
+        self.old_bytes += bytes;
         self.old.push_back((path, bytes));
     }
 
@@ -75,9 +92,9 @@ impl Shelf {
     pub(super) fn trim(&mut self) -> Vec<Victim> {
         let mut victims = Vec::new();
         while self.bytes > self.budget {
-            let chunk = self.here.keys().next_back().copied().map(Victim::Chunk);
-            let Some(victim) = self.oldest().or(chunk) else { break };
-            self.remove(&victim);
+            let last = self.here.keys().next_back().copied();
+            let oldest = self.take_oldest();
+            let Some(victim) = oldest.or_else(|| self.take(last?)) else { break };
             victims.push(victim);
         }
         victims
@@ -101,17 +118,15 @@ impl Shelf {
             return Err(Refusal::Here);
         }
         // Whether the room can be made is known before anything goes for it.
-        let old: u64 = self.old.iter().map(|(_, bytes)| bytes).sum();
-        let stale: u64 = self.here.values().filter(|item| self.is_stale(item)).map(|item| item.bytes).sum();
-        if (self.bytes - old - stale).saturating_add(bytes) > self.budget {
-            return Err(Refusal::Full);
-        }
+        let lacking = self.bytes.saturating_add(bytes).saturating_sub(self.budget);
+        let stale = self.stale(lacking.saturating_sub(self.old_bytes)).ok_or(Refusal::Full)?;
         let mut victims = Vec::new();
-        while self.bytes + bytes > self.budget {
-            let Some(victim) = self.oldest().or_else(|| self.stale()) else { return Err(Refusal::Full) };
-            self.remove(&victim);
+        while self.bytes + bytes > self.budget
+            && let Some(victim) = self.take_oldest()
+        {
             victims.push(victim);
         }
+        victims.extend(stale.into_iter().filter_map(|chunk| self.take(chunk)));
         self.bytes += bytes;
         self.here.insert(chunk, Item { bytes, used: self.loads, whole: false });
         Ok(victims)
@@ -126,7 +141,7 @@ impl Shelf {
 
     /// A chunk is not here any more, or was not written.
     pub(super) fn forget(&mut self, chunk: ChunkId) {
-        self.remove(&Victim::Chunk(chunk));
+        self.take(chunk);
     }
 
     /// Takes nothing beyond what is here: the disk has no more room.
@@ -136,7 +151,7 @@ impl Shelf {
 
     /// Forgets everything and takes nothing more: the disk is not to be trusted.
     pub(super) fn close(&mut self) {
-        (self.budget, self.bytes) = (0, 0);
+        (self.budget, self.bytes, self.old_bytes) = (0, 0, 0);
         self.here.clear();
         self.old.clear();
     }
@@ -146,25 +161,40 @@ impl Shelf {
         self.here.values().filter(|item| item.whole).count()
     }
 
-    fn is_stale(&self, item: &Item) -> bool {
-        item.whole && self.loads - item.used > self.stale_after
-    }
-
-    fn oldest(&self) -> Option<Victim> {
-        self.old.front().map(|(path, _)| Victim::Old(path.clone()))
-    }
-
-    fn stale(&self) -> Option<Victim> {
-        let stale = self.here.iter().filter(|(_, item)| self.is_stale(item));
-        stale.min_by_key(|(_, item)| item.used).map(|(chunk, _)| Victim::Chunk(*chunk))
-    }
-
-    fn remove(&mut self, victim: &Victim) {
-        let bytes = match victim {
-            Victim::Chunk(chunk) => self.here.remove(chunk).map(|item| item.bytes),
-            Victim::Old(_) => self.old.pop_front().map(|(_, bytes)| bytes),
+    /// Chunks of other workers, the longest unused first, that make so much room; none when there are too few.
+    fn stale(&mut self, bytes: u64) -> Option<Vec<ChunkId>> {
+        if bytes == 0 {
+            return Some(Vec::new());
+        }
+        if self.loads < self.looks_at {
+            return None;
+        }
+        let is_stale = |item: &Item| item.whole && self.loads - item.used > self.stale_after;
+        let stale = self.here.iter().filter(|(_, item)| is_stale(item));
+        let mut stale: Vec<_> = stale.map(|(chunk, item)| (item.used, *chunk, item.bytes)).collect();
+        stale.sort_unstable();
+        let mut room = 0;
+        let last = stale.iter().position(|(_, _, one)| {
+            room += one;
+            room >= bytes
+        });
+        let Some(last) = last else {
+            self.looks_at = self.loads + (self.stale_after / LOOKS).max(1);
+            return None;
         };
-        self.bytes -= bytes.unwrap_or_default();
+        Some(stale[..=last].iter().map(|(_, chunk, _)| *chunk).collect())
+    }
+
+    fn take_oldest(&mut self) -> Option<Victim> {
+        let (path, bytes) = self.old.pop_front()?;
+        self.bytes -= bytes;
+        self.old_bytes -= bytes;
+        Some(Victim::Old(path))
+    }
+
+    fn take(&mut self, chunk: ChunkId) -> Option<Victim> {
+        self.bytes -= self.here.remove(&chunk)?.bytes;
+        Some(Victim::Chunk(chunk))
     }
 }
 

@@ -288,7 +288,8 @@ impl Controller {
         match event {
             Event::Init => self.pods.listed = Some(Vec::new()),
             Event::InitApply(pod) => {
-                if let (Some(listed), Some(seen)) = (&mut self.pods.listed, view(&pod)) {
+                let seen = view(&pod).or_else(|| self.known(&pod));
+                if let (Some(listed), Some(seen)) = (&mut self.pods.listed, seen) {
                     listed.push(seen);
                 }
             }

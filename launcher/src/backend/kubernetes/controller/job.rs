@@ -182,7 +182,7 @@ pub(super) struct Actor {
     pauses: Pauses,
     /// It is being asked why the child makes no pods.
     is_asking_why: bool,
-    /// Since when pods of an earlier attempt are in the way.
+    /// Since when pods that nobody looks after are to end.
     in_the_way: Option<Instant>,
     answers: (mpsc::Sender<Answer>, mpsc::Receiver<Answer>),
     inbound: Option<mpsc::Receiver<Inbound>>,
@@ -311,7 +311,11 @@ impl Actor {
                 let is_changed = resource.metadata.generation != self.resource.metadata.generation;
                 self.resource = *resource;
                 if is_changed {
+                    let was_none = self.job.is_none();
                     self.read_job();
+                    if was_none && self.job.is_some() {
+                        self.hold_what_runs();
+                    }
                 }
             }
             Signal::Deleted => {
@@ -349,7 +353,6 @@ impl Actor {
             Err(faults) => self.teller.faults(faults.to_string().lines().map(str::to_owned).collect()),
         }
         if matches!(self.stage, Stage::Invalid) && self.job.is_some() {
-            self.hold_what_runs();
             self.look();
         }
     }
@@ -471,6 +474,9 @@ impl Actor {
         self.has_gates = true;
         let now = clock();
         self.pauses.forget(now);
+        if self.in_the_way.is_some() && self.is_quiet() {
+            self.in_the_way = None;
+        }
         self.forgive(now);
         self.tick_over();
         self.tick_live();
@@ -495,7 +501,8 @@ impl Actor {
             Stage::Invalid => {
                 // Nobody hears its ranks, so nothing is gained by waiting for them.
                 if matches!(self.wish(), Wish::Cancel { .. }) {
-                    self.end_pods(clock());
+                    let since = *self.in_the_way.get_or_insert_with(clock);
+                    self.end_pods(since);
                 }
             }
             Stage::Held | Stage::Over(_) => {

@@ -66,6 +66,8 @@ async fn a_pod_that_lost_its_owner_is_still_its_jobs() {
     orphan.metadata.owner_references = None;
     controller.worker(Event::Apply(orphan.clone())).await;
     assert!(!rig.is_free().await, "it still runs");
+    controller.list(&[resource()], std::slice::from_ref(&orphan)).await;
+    assert!(!rig.is_free().await, "also when everything is listed again");
     let mut stranger = orphan.clone();
     stranger.metadata.uid = Some("pod-2".to_owned());
     assert!(controller.known(&stranger).is_none(), "anybody may write labels");

@@ -53,7 +53,7 @@ impl Actor {
             Next::Keep => self.stage = Stage::Held,
             Next::Clear => self.clear(),
             Next::EndUnstarted => {
-                let (outcome, summary) = (Outcome::Cancelled, Box::new(GroupSummary::default()));
+                let (outcome, summary) = (Outcome::Cancelled, Box::new(self.so_far()));
                 self.remember(&Record::End { outcome, summary }, RecordId(0));
                 self.rest();
             }
@@ -65,7 +65,6 @@ impl Actor {
                 self.try_again();
             }
             Next::Ask => {
-                self.in_the_way = None;
                 self.plan.clear();
                 // What the next pods ask for is chosen anew.
                 self.devices = devices::Names::default();
@@ -74,6 +73,20 @@ impl Actor {
                 self.ask(self.workers());
             }
             Next::Adopt => self.adopt(),
+        }
+    }
+
+    /// What the job did, as far as it is written down.
+    pub(super) fn so_far(&self) -> GroupSummary {
+        let memory = &self.stored.memory;
+        GroupSummary {
+            generation: memory.generation,
+            restarts: memory.restarts,
+            committed: memory.committed,
+            totals: memory.settled.totals,
+            epochs: memory.settled.epochs.clone(),
+            work: memory.work,
+            ..GroupSummary::default()
         }
     }
 

@@ -243,8 +243,6 @@ impl Actor {
         self.stored.memory.take(record);
         if matches!(record, Record::Generation { .. }) {
             self.stored.resumed = self.resumption();
-            // All workers were there: what refused some before is history.
-            self.refused_by.clear();
         }
         self.unwritten = Some(id);
         self.write();
@@ -304,13 +302,17 @@ impl Actor {
         self.tend_stuck();
         let Stage::Live(live) = &self.stage else { return };
         let phase = live.group.phase();
-        // Kubelets answer after the last gate is lifted, when the membership already waits for its workers.
-        if phase == Phase::Gathering && self.is_hopeless() {
+        // Kubelets answer after the last gate is lifted, when the membership already waits for its workers. One that has run
+        // is worth more patience.
+        let has_run = self.stored.memory.seated.0 > 0;
+        if phase == Phase::Gathering && !has_run && self.is_hopeless() {
             return;
         }
         let Stage::Live(live) = &mut self.stage else { return };
         if std::mem::replace(&mut live.phase, phase) != phase && phase == Phase::Running {
             self.teller.runs();
+            // Hosts took all pods: what refused some before is history.
+            self.refused_by.clear();
         }
         // Whoever comes when all is over would only be ended again.
         if !phase.is_over() {

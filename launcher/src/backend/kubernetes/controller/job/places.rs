@@ -17,7 +17,7 @@ use crate::backend::kubernetes::controller::planner::Wish;
 use crate::backend::kubernetes::controller::pods::{PodStage, PodView};
 use crate::backend::kubernetes::objects;
 use crate::placement::{PlacedWorker, Request};
-use crate::rendezvous::group::{Cause, GroupSummary, Outcome, Record, RecordId};
+use crate::rendezvous::group::{Cause, Outcome, Record, RecordId};
 
 /// A placed pod that the scheduler cannot bring to its host for this long is placed elsewhere: what keeps it away may
 /// be a pod that is about to end.
@@ -141,12 +141,16 @@ impl Actor {
     /// What the job's pods have is held, whoever gave it to them, and nothing else is.
     pub(super) fn hold_what_runs(&mut self) {
         let Some(holding) = self.needed() else { return self.avoid_what_runs() };
+        self.hold(holding);
+        // Told after what is held, so that nobody is placed there in between.
         self.wishes.push(Wish::Avoid { key: self.key.clone(), hosts: BTreeSet::new() });
+    }
+
+    fn hold(&mut self, mut holding: Holding) {
         if self.roster.placed().is_empty() {
             return self.release_all();
         }
         self.forget_all();
-        let mut holding = holding;
         for (worker, pod) in self.roster.placed() {
             let Some(host) = pod.host.clone() else { continue };
             let numa_node = pod.numa_node();
@@ -220,8 +224,10 @@ impl Actor {
         if let Some(queue) = queue.filter(|_| missing == total) {
             // It makes no pods before it is admitted. Until then its places may serve others; they are planned again.
             self.teller.waits_for(format!("queue {} has not admitted it yet", queue.name));
-            if !self.plan.is_empty() {
+            // Those that it took back may still run.
+            if !self.plan.is_empty() && self.is_quiet() {
                 self.release_all();
+                self.is_confirmed = false;
             }
             self.stage = Stage::Gating { since: clock() };
             return;
@@ -344,7 +350,7 @@ impl Actor {
         let outcome = Outcome::Failed { cause: Box::new(cause) };
         // It was tried: only another resumption starts it again.
         self.stored.resumed = self.resumption();
-        self.remember(&Record::End { outcome, summary: Box::new(GroupSummary::default()) }, RecordId(0));
+        self.remember(&Record::End { outcome, summary: Box::new(self.so_far()) }, RecordId(0));
         self.refused_by.clear();
         self.clear();
         true

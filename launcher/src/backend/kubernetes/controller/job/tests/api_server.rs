@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -13,6 +14,8 @@ use axum::response::{IntoResponse, Response};
 use kube::Client;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
+
+use crate::backend::clock::clock;
 
 /// What happens to calls whose method and path match.
 struct Fault {
@@ -31,10 +34,17 @@ enum What {
     Late(Arc<Semaphore>),
 }
 
+struct Call {
+    method: Method,
+    path: String,
+    body: Value,
+    at: Instant,
+}
+
 #[derive(Default)]
 struct Store {
     objects: BTreeMap<String, Value>,
-    calls: Vec<(Method, String, Value)>,
+    calls: Vec<Call>,
     faults: Vec<Fault>,
     version: u64,
 }
@@ -79,18 +89,27 @@ impl ApiServer {
         self.locked(|store| store.faults.push(fault));
     }
 
-    /// The bodies of such calls until now.
-    pub(super) fn calls(&self, method: &Method, part: &str) -> Vec<Value> {
+    fn matching<T>(&self, method: &Method, part: &str, what: impl Fn(&Call) -> T) -> Vec<T> {
         self.locked(|store| {
             let matching =
-                store.calls.iter().filter(|(called, path, _)| called == method && path.contains(part));
-            matching.map(|(_, _, body)| body.clone()).collect()
+                store.calls.iter().filter(|call| call.method == *method && call.path.contains(part));
+            matching.map(what).collect()
         })
+    }
+
+    /// The bodies of such calls until now.
+    pub(super) fn calls(&self, method: &Method, part: &str) -> Vec<Value> {
+        self.matching(method, part, |call| call.body.clone())
+    }
+
+    /// When they came.
+    pub(super) fn times(&self, method: &Method, part: &str) -> Vec<Instant> {
+        self.matching(method, part, |call| call.at)
     }
 
     /// All calls until now, for whoever has waited for another in vain.
     pub(super) fn history(&self) -> Vec<String> {
-        self.locked(|store| store.calls.iter().map(|(method, path, _)| format!("{method} {path}")).collect())
+        self.locked(|store| store.calls.iter().map(|call| format!("{} {}", call.method, call.path)).collect())
     }
 }
 
@@ -149,7 +168,12 @@ async fn answer(State(server): State<ApiServer>, method: Method, uri: Uri, body:
     let path = uri.path().to_owned();
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     let fault = server.locked(|store| {
-        store.calls.push((method.clone(), path.clone(), body.clone()));
+        store.calls.push(Call {
+            method: method.clone(),
+            path: path.clone(),
+            body: body.clone(),
+            at: clock(),
+        });
         store.fault(&method, &path)
     });
     if let Some(What::Late(permits)) = &fault {

@@ -45,10 +45,9 @@ async fn a_gate_that_cannot_be_lifted_is_tried_again_after_a_while() {
     rig.remembers(None, 0);
     rig.api.refuse(Method::PATCH, PODS, 100, StatusCode::INTERNAL_SERVER_ERROR);
     let _handle = rig.start(&resource(), &[gated()]).await;
-    rig.called(Method::PATCH, PODS).await;
-    tokio::time::sleep(A_WHILE).await;
-    assert_eq!(rig.api.calls(&Method::PATCH, PODS).len(), 1, "half a second is not over");
-    rig.wait("it is tried again", || rig.api.calls(&Method::PATCH, PODS).len() == 2).await;
+    rig.wait("three attempts", || rig.api.calls(&Method::PATCH, PODS).len() == 3).await;
+    let times = rig.api.times(&Method::PATCH, PODS);
+    assert!(times[1] - times[0] >= RETRY_FIRST && times[2] - times[1] >= 2 * RETRY_FIRST);
 }
 
 #[tokio::test]
@@ -57,10 +56,9 @@ async fn a_deletion_that_fails_is_tried_again_after_a_while() {
     rig.remembers(Some(Outcome::Succeeded), 1);
     rig.api.refuse(Method::DELETE, PODS, 100, StatusCode::FORBIDDEN);
     let _handle = rig.start(&resource(), &[running()]).await;
-    rig.called(Method::DELETE, PODS).await;
-    tokio::time::sleep(A_WHILE).await;
-    assert_eq!(rig.api.calls(&Method::DELETE, PODS).len(), 1, "half a second is not over");
-    rig.wait("it is tried again", || rig.api.calls(&Method::DELETE, PODS).len() == 2).await;
+    rig.wait("three attempts", || rig.api.calls(&Method::DELETE, PODS).len() == 3).await;
+    let times = rig.api.times(&Method::DELETE, PODS);
+    assert!(times[1] - times[0] >= RETRY_FIRST && times[2] - times[1] >= 2 * RETRY_FIRST);
 }
 
 #[tokio::test]
@@ -77,6 +75,10 @@ async fn while_a_queue_keeps_a_job_back_others_use_its_places() {
     tell(&handle, Signal::Pod(Box::new(gated()))).await;
     rig.called(Method::PATCH, PODS).await;
     assert!(!rig.is_free().await);
+    // Before all of its workers have their places the queue takes it back.
+    tell(&handle, Signal::Pod(Box::new(PodView { is_leaving: true, ..running() }))).await;
+    tokio::time::sleep(A_WHILE).await;
+    assert!(!rig.is_free().await, "it still runs");
     assert_eq!(rig.api.calls(&Method::DELETE, "/jobs/a"), Vec::<Value>::new());
 }
 
