@@ -12,32 +12,12 @@ if [ $# -ne 1 ]; then
   echo "usage: $0 VENV_DIR" >&2
   exit 2
 fi
-mkdir -p "$1"
-venv=$(cd "$1" && pwd)
-marker=$venv/.lane-recipe
-recipe=$(printf '%s\n' "${peers[@]}")
-
-exec 9>"$venv.lock"
-flock 9
-if [ -f "$marker" ] && [ "$(cat "$marker")" = "$recipe" ]; then
-  exit 0
-fi
-
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-step() {
-  if ! "$@" >"$log" 2>&1; then
-    echo "failed: $*" >&2
-    tail -n 40 "$log" >&2
-    exit 1
-  fi
-}
-
-rm -f "$marker"
+# shellcheck source=../../tests/rig/python_env.sh
+. "$(dirname "$0")/../../tests/rig/python_env.sh"
+env_of lane "$1" "${peers[@]}"
 step "${PYTHON:-python3}" -m venv --clear "$venv"
-pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input)
 # NIXL's package asks for torch, which only its examples import.
-step "${pip[@]}" 'numpy<3'
-step "${pip[@]}" --no-deps "${peers[@]}"
+install 'numpy<3'
+install --no-deps "${peers[@]}"
 step "$venv/bin/python" -c 'import mooncake.engine, nixl_cu12'
-printf '%s\n' "$recipe" >"$marker"
+env_is_whole

@@ -14,34 +14,14 @@ if [ $# -ne 2 ]; then
   echo "usage: $0 VENV_DIR TORCH_VENV_DIR" >&2
   exit 2
 fi
-mkdir -p "$1"
-venv=$(cd "$1" && pwd)
 torch=$(cd "$2" && bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-marker=$venv/.loader-recipe
-recipe=$(printf '%s\n' "${peers[@]}" "${needed[@]}" "$torch")
-
-exec 9>"$venv.lock"
-flock 9
-if [ -f "$marker" ] && [ "$(cat "$marker")" = "$recipe" ]; then
-  exit 0
-fi
-
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-step() {
-  if ! "$@" >"$log" 2>&1; then
-    echo "failed: $*" >&2
-    tail -n 40 "$log" >&2
-    exit 1
-  fi
-}
-
-rm -f "$marker"
+# shellcheck source=../../tests/rig/python_env.sh
+. "$(dirname "$0")/../../tests/rig/python_env.sh"
+env_of loader "$1" "${peers[@]}" "${needed[@]}" "$torch"
 step "$2/bin/python" -m venv --clear "$venv"
 # Behind the environment's own packages, so that peers get the older numpy that they ask for.
 echo "$torch" >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch.pth"
-pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input)
-step "${pip[@]}" "${needed[@]}"
-step "${pip[@]}" --no-deps "${peers[@]}"
+install "${needed[@]}"
+install --no-deps "${peers[@]}"
 step "$venv/bin/python" -c 'import streaming, torch, webdataset'
-printf '%s\n' "$recipe" >"$marker"
+env_is_whole

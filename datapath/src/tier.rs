@@ -36,9 +36,6 @@ pub(crate) const WRITES_MAX: usize = 2;
 const READ_MAX: Duration = Duration::from_secs(5);
 /// Bad reads after which the tier is not used any more: by then it is the disk, not a chunk.
 const FAULTS_MAX: u32 = 16;
-/// Part of the file system that is left free, in percent, whatever the budget: a kubelet evicts pods below 15 % where images lie
-/// on it, too (kubernetes.io, "Node-pressure Eviction", `imagefs.available`; `nodefs.available` is 10 %).
-const FREE_MIN_PERCENT: u64 = 18;
 /// Folders tried, when others are in use: by another job's worker of the same number.
 const FOLDERS_MAX: u32 = 16;
 /// The file that says by a lock that a folder is used.
@@ -55,6 +52,8 @@ pub struct TierConfig {
     pub worker: u32,
     /// Bytes of chunks at the most, of this plane alone.
     pub bytes: u64,
+    /// How much of the file system is left free, whatever the budget, in percent.
+    pub free_percent: u64,
 }
 
 /// Why there is no tier.
@@ -90,6 +89,7 @@ struct Shared {
     /// Of this dataset, in it.
     folder: PathBuf,
     shelf: Mutex<Shelf>,
+    free_percent: u64,
     writes: Arc<Semaphore>,
     counters: Arc<Counting>,
     faults: AtomicU32,
@@ -131,6 +131,7 @@ impl Tier {
             own,
             folder,
             shelf: Mutex::new(shelf),
+            free_percent: config.free_percent,
             writes: Arc::new(Semaphore::new(WRITES_MAX)),
             counters,
             faults: AtomicU32::new(0),
@@ -240,7 +241,7 @@ impl Shared {
         if crc32c(bytes) != self.manifest.chunk(chunk).crc32c {
             return self.shelf().forget(chunk);
         }
-        match write_file(&self.folder, chunk, bytes) {
+        match write_file(&self.folder, chunk, bytes, self.free_percent) {
             Ok(()) => {
                 self.shelf().written(chunk);
                 self.counters.tier_kept_bytes.add(bytes.len());
@@ -386,15 +387,15 @@ fn discard(path: &Path) {
 
 /// Writes beside the final name and renames: a chunk of the right length is whole, unless the host itself fails, which its
 /// CRC tells.
-fn write_file(folder: &Path, chunk: ChunkId, bytes: &[u8]) -> io::Result<()> {
+fn write_file(folder: &Path, chunk: ChunkId, bytes: &[u8], free_percent: u64) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
     let space = statvfs(folder)?;
     let needed = u64::try_from(bytes.len()).unwrap_or(u64::MAX).div_ceil(space.f_frsize.max(1));
-    if !is_roomy(space.f_bavail, space.f_blocks, needed) {
-        let what = format!("less than {FREE_MIN_PERCENT} % of the file system would be free");
+    if !is_roomy(space.f_bavail, space.f_blocks, needed, free_percent) {
+        let what = format!("less than {free_percent} % of the file system would be free");
         return Err(io::Error::new(io::ErrorKind::StorageFull, what));
     }
     let path = chunk_file(folder, chunk);
@@ -408,8 +409,8 @@ fn write_file(folder: &Path, chunk: ChunkId, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Whether so many blocks may be taken of a file system (pure).
-fn is_roomy(available: u64, blocks: u64, needed: u64) -> bool {
-    available.saturating_sub(needed) >= blocks / 100 * FREE_MIN_PERCENT
+fn is_roomy(available: u64, blocks: u64, needed: u64, free_percent: u64) -> bool {
+    available.saturating_sub(needed) >= blocks / 100 * free_percent
 }
 
 #[cfg(test)]

@@ -25,32 +25,11 @@ if [ $# -ne 1 ]; then
   echo "usage: $0 VENV_DIR" >&2
   exit 2
 fi
-mkdir -p "$1"
-venv=$(cd "$1" && pwd)
-# What the environment was made from: another recipe makes it anew.
-recipe=$(printf '%s\n' "$torch" "${nvidia[@]}" "${small[@]}")
-marker=$venv/.torch-recipe
-
-exec 9>"$venv.lock"
-flock 9
-if [ -f "$marker" ] && [ "$(cat "$marker")" = "$recipe" ] && [ -x "$venv/bin/python" ]; then
-  exit 0
-fi
-
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-step() {
-  if ! "$@" >"$log" 2>&1; then
-    echo "failed: $*" >&2
-    tail -n 40 "$log" >&2
-    exit 1
-  fi
-}
-
-rm -f "$marker"
+# shellcheck source=python_env.sh
+. "$(dirname "$0")/python_env.sh"
+env_of torch "$1" "$torch" "${nvidia[@]}" "${small[@]}"
 step "${PYTHON:-python3}" -m venv --clear "$venv"
-pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --no-compile --no-cache-dir)
-step "${pip[@]}" "${small[@]}" "${nvidia[@]}"
-step "${pip[@]}" --no-deps "$torch"
+install "${small[@]}" "${nvidia[@]}"
+install --no-deps "$torch"
 step "$venv/bin/python" -c 'import torch, torch.distributed as d; assert d.is_gloo_available()'
-printf '%s\n' "$recipe" >"$marker"
+env_is_whole

@@ -115,6 +115,8 @@ pub struct TierFolder {
     pub folder: PathBuf,
     /// Bytes at the most, of each worker.
     pub bytes: u64,
+    /// How much of the file system stays free, in percent.
+    pub free_percent: u64,
 }
 
 /// A manifest on this host.

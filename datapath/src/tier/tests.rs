@@ -20,9 +20,14 @@ impl Disk {
         Self { folder: tempfile::tempdir().unwrap(), dataset: dataset(), counters: Arc::default() }
     }
 
+    fn config(&self, chunks: u64) -> TierConfig {
+        let folder = self.folder.path().to_owned();
+        TierConfig { folder, worker: 3, bytes: chunks * CHUNK, free_percent: 0 }
+    }
+
     fn open(&self, chunks: u64) -> Tier {
-        let config = TierConfig { folder: self.folder.path().to_owned(), worker: 3, bytes: chunks * CHUNK };
-        Tier::open(&config, Arc::clone(&self.dataset.manifest), Arc::clone(&self.counters)).unwrap()
+        let manifest = Arc::clone(&self.dataset.manifest);
+        Tier::open(&self.config(chunks), manifest, Arc::clone(&self.counters)).unwrap()
     }
 
     fn chunk(&self, chunk: u32) -> Vec<u8> {
@@ -128,10 +133,19 @@ async fn a_worker_goes_where_chunks_of_its_dataset_are() {
     assert!(disk.has(&alone, 5).await, "they lie in the second one's folder");
 }
 
+#[tokio::test]
+async fn nothing_is_kept_beyond_the_part_that_is_to_stay_free() {
+    let disk = Disk::new();
+    let config = TierConfig { free_percent: 100, ..disk.config(4) };
+    let tier = Tier::open(&config, Arc::clone(&disk.dataset.manifest), Arc::clone(&disk.counters)).unwrap();
+    disk.keep(&tier, 0).await;
+    assert!(!disk.has(&tier, 0).await && disk.counters.read().tier_kept_bytes == 0);
+}
+
 #[test]
 fn a_part_of_the_disk_stays_free() {
-    assert!(is_roomy(20, 100, 2) && !is_roomy(20, 100, 3));
-    assert!(!is_roomy(5, 1000, 10));
+    assert!(is_roomy(20, 100, 2, 18) && !is_roomy(20, 100, 3, 18));
+    assert!(is_roomy(0, 100, 3, 0) && !is_roomy(5, 1000, 10, 1));
 }
 
 #[test]
@@ -159,7 +173,7 @@ fn a_folder_that_cannot_be_made_is_named() {
     let disk = Disk::new();
     let file = disk.folder.path().join("file");
     fs::write(&file, "").unwrap();
-    let config = TierConfig { folder: file.join("tier"), worker: 0, bytes: 1 };
+    let config = TierConfig { folder: file.join("tier"), worker: 0, bytes: 1, free_percent: 0 };
     let opened = Tier::open(&config, Arc::clone(&disk.dataset.manifest), Arc::default());
     let error = opened.err().unwrap().to_string();
     assert!(error.starts_with("keep chunks in ") && error.contains("file/tier"), "{error}");

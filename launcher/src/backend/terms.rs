@@ -52,7 +52,7 @@ pub(super) fn data(data: &Data, manifest: Option<ManifestFile>, cache_bytes: u64
 /// What keeps chunks on a worker's host, in that folder.
 pub(super) fn tier(data: &Data, folder: impl FnOnce() -> PathBuf) -> Option<TierFolder> {
     let tier = data.local_tier.as_ref()?;
-    Some(TierFolder { folder: folder(), bytes: tier.size.0 })
+    Some(TierFolder { folder: folder(), bytes: tier.size.0, free_percent: 0 })
 }
 
 /// After how many milliseconds without a step the job is taken to hang.

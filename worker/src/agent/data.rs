@@ -105,6 +105,7 @@ impl DataSide {
                 folder: tier.folder.clone(),
                 worker: config.worker.0,
                 bytes: tier.bytes,
+                free_percent: tier.free_percent,
             }),
             transport: data.transport,
         });

@@ -176,7 +176,7 @@ mod tests {
             "slipway_worker_generation 3\n",
             "slipway_worker_launches_total 1\n",
             "slipway_worker_tier_bytes_total 0\n",
-            "slipway_worker_cpu_seconds_total 0.",
+            "slipway_worker_cpu_seconds_total ",
             "# EOF\n",
         ] {
             assert!(text.contains(line), "{line} in {text}");

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use datapath::store::address::with_credentials;
 use serde_json::{Value, json};
-use worker::config::{DataConfig, PodJob};
+use worker::config::{DataConfig, PodJob, TierFolder};
 
 use super::resources::shares;
 use super::{Render, RenderError};
@@ -21,6 +21,9 @@ const FILE: &str = "job.json";
 const FILE_BYTES_MAX: usize = (1 << 20) - 1024;
 /// Bytes of chunks that a worker holds where the job does not say how much memory its sidecar has.
 const CACHE_BYTES_DEFAULT: u64 = 1 << 30;
+/// How much of a node's disk a tier leaves free, in percent: a kubelet evicts pods below 15 % where images lie on it, too
+/// (kubernetes.io, "Node-pressure Eviction", `imagefs.available`; `nodefs.available` is 10 %).
+const TIER_FREE_PERCENT: u64 = 18;
 /// The part of a sidecar's memory that is cache; the rest is rings and buffers.
 const CACHE_PART: u64 = 2;
 
@@ -61,6 +64,7 @@ pub fn pod_job(render: &Render<'_>) -> PodJob {
 /// What a sidecar reads, with the credentials where it has them.
 fn sidecar_data(data: &Data, cache_bytes: u64) -> DataConfig {
     let tier = terms::tier(data, || TIER_FOLDER.into());
+    let tier = tier.map(|tier| TierFolder { free_percent: TIER_FREE_PERCENT, ..tier });
     let mut config = DataConfig { tier, ..terms::data(data, None, cache_bytes) };
     if data.secret.is_some() {
         config.source = with_credentials(&config.source, DATA_SECRET_FOLDER);
