@@ -180,7 +180,8 @@ impl Tier {
         let shared = Arc::clone(&self.shared);
         tokio::task::spawn_blocking(move || {
             shared.write_now(chunk, &victims, &bytes);
-            drop(bytes);
+            // Whoever waits for the permit finds nothing of this left: neither the bytes nor the folder's lock.
+            drop((bytes, shared));
             drop(permit);
         });
     }
