@@ -10,7 +10,6 @@ Four sides read as many objects of 4 MiB each round, 16 at a time, as the same u
 CPU is that of the whole process, its start and end included; the OSD's is not.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -18,7 +17,7 @@ import resource
 import shutil
 import tempfile
 
-from common import host, interleave, medians, note, run, table, write_json
+from common import host, interleave, medians, note, parser, run, table, write_json
 
 OBJECT = 4 << 20
 RECORD = 128 << 10
@@ -115,13 +114,11 @@ def timed(command):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cluster", required=True)
-    parser.add_argument("--programs", required=True)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--objects", type=int, default=320)
-    parser.add_argument("--json")
-    return parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--cluster", required=True)
+    options.add_argument("--programs", required=True)
+    options.add_argument("--objects", type=int, default=320)
+    return options.parse_args()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """What the side-by-side benches share: interleaved rounds, medians, ratios, and what the host was like."""
 
+import argparse
 import json
 import os
+import pathlib
 import platform
 import statistics
 import subprocess
@@ -43,6 +45,14 @@ def host():
         "load": os.getloadavg(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
+
+
+def parser(description):
+    """The options that every bench has."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--json", type=pathlib.Path)
+    return options
 
 
 def table(header, rows):

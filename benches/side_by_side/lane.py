@@ -7,14 +7,13 @@ Two processes on one host, each pair in a network namespace whose loopback has t
 What the sides are is said in benches/src/bin/lane/main.rs and benches/peers/lane_peer.py.
 """
 
-import argparse
 import json
 import os
 import pathlib
 import sys
 import tempfile
 
-from common import host, interleave, medians, note, run, table, write_json
+from common import host, interleave, medians, note, parser, run, table, write_json
 
 BENCHES = pathlib.Path(__file__).resolve().parent.parent
 IN_NAMESPACE = BENCHES.parent / "tests/rig/loopback.py"
@@ -91,14 +90,12 @@ def as_table(results):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lane", required=True, type=pathlib.Path)
-    parser.add_argument("--peers-python", required=True, type=pathlib.Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--mtu", type=int, default=9000)
-    parser.add_argument("--mib", type=int, default=2048, help="moved by each side in each round")
-    parser.add_argument("--json", type=pathlib.Path)
-    return parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--lane", required=True, type=pathlib.Path)
+    options.add_argument("--peers-python", required=True, type=pathlib.Path)
+    options.add_argument("--mtu", type=int, default=9000)
+    options.add_argument("--mib", type=int, default=2048, help="moved by each side in each round")
+    return options.parse_args()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Two data sets of 1.07 GB in memory (tmpfs): 8,192 samples of 128 KiB in batches 
 of 256. webdataset and Slipway read the same tar shards, mosaicml its own format of the same samples. All shuffle.
 """
 
-import argparse
 import io
 import json
 import os
@@ -17,7 +16,7 @@ import sys
 import tarfile
 import tempfile
 
-from common import host, interleave, medians, note, run, table, write_json
+from common import host, interleave, medians, note, parser, run, table, write_json
 
 PEERS = pathlib.Path(__file__).resolve().parent.parent / "peers"
 SHARD_BYTES = 128 << 20
@@ -125,14 +124,12 @@ def as_table(results):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--launcher", required=True, type=pathlib.Path)
-    parser.add_argument("--peers-python", required=True, type=pathlib.Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=pathlib.Path)
-    parser.add_argument("--folder", help="keep the data sets here and use them again")
-    parser.add_argument("--quick", action="store_true", help="a sixteenth of the samples: to see whether it works")
-    return parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--launcher", required=True, type=pathlib.Path)
+    options.add_argument("--peers-python", required=True, type=pathlib.Path)
+    options.add_argument("--folder", help="keep the data sets here and use them again")
+    options.add_argument("--quick", action="store_true", help="a sixteenth of the samples: to see whether it works")
+    return options.parse_args()
 
 
 if __name__ == "__main__":

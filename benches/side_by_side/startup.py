@@ -6,13 +6,12 @@ The program is the same for both: a shell that writes the time into a file of it
 command to the first and to the last of these times, and to the command's end.
 """
 
-import argparse
 import os
 import pathlib
 import tempfile
 import time
 
-from common import host, interleave, medians, run, table, write_json
+from common import host, interleave, medians, parser, run, table, write_json
 
 PROGRAM = ["sh", "-c", 'date +%s%N >"$STAMPS/$RANK"']
 
@@ -59,13 +58,11 @@ def measure(options, command):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--launcher", required=True, type=pathlib.Path)
-    parser.add_argument("--torchrun", required=True, type=pathlib.Path)
-    parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=pathlib.Path)
-    return parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--launcher", required=True, type=pathlib.Path)
+    options.add_argument("--torchrun", required=True, type=pathlib.Path)
+    options.add_argument("--workers", type=int, default=8)
+    return options.parse_args()
 
 
 if __name__ == "__main__":

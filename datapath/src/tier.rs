@@ -28,6 +28,7 @@ use crate::dataset::{ChunkId, Manifest};
 use crate::fault::{TIER_CORRUPT, TIER_FAILED, TIER_FULL};
 use crate::integrity::crc32c;
 use crate::memory::Block;
+use crate::store::directory::Temporary;
 use shelf::{Refusal, Shelf, Victim};
 
 /// Chunks being written at once. Each is held in memory meanwhile, out of the cache's budget.
@@ -40,8 +41,6 @@ const FAULTS_MAX: u32 = 16;
 const FOLDERS_MAX: u32 = 16;
 /// The file that says by a lock that a folder is used.
 const LOCK: &str = "lock";
-/// What is being written ends so.
-const PART: &str = "part";
 
 /// Where chunks are kept, and how much of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -400,13 +399,9 @@ fn write_file(folder: &Path, chunk: ChunkId, bytes: &[u8], free_percent: u64) ->
         return Err(io::Error::new(io::ErrorKind::StorageFull, what));
     }
     let path = chunk_file(folder, chunk);
-    let part = path.with_extension(PART);
-    let written = File::create(&part).and_then(|mut file| file.write_all(bytes));
-    let written = written.and_then(|()| fs::rename(&part, &path));
-    if written.is_err() {
-        let _ = fs::remove_file(&part);
-    }
-    written
+    let mut temporary = Temporary::create(&path)?;
+    temporary.file.write_all(bytes)?;
+    temporary.rename(&path)
 }
 
 /// Whether so many blocks may be taken of a file system (pure).

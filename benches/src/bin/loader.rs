@@ -4,25 +4,22 @@
 //! and looks at no byte, so `cpu_s_per_gb` is the loader's whole cost and `trainer_cpu_s_per_gb` the handoff's part.
 //! The first run indexes the dataset and keeps the manifest beside it; that is not counted.
 
-use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use benches::{Failure, cpu, identities};
 use datapath::cache::need;
 use datapath::dataset::{Dtype, RecordLayout, index};
 use datapath::order::{Consumer, Order, OrderSpec, Remainder, Shuffle};
 use datapath::plane::{FeedConfig, FeedEvent, Membership, Peer, PeerId, Plane, PlaneConfig};
 use datapath::select::TransportPolicy;
 use datapath::store::Store;
-use datapath::transport::quic::tls::{Identity, fingerprint};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use datapath::transport::quic::tls::fingerprint;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::time::{ClockId, clock_gettime};
-
-type Failure = Box<dyn Error + Send + Sync>;
+use rustix::time::ClockId;
 
 /// The abstract socket's name.
 const SOCKET: &str = "slipway-bench-loader";
@@ -68,7 +65,7 @@ async fn run(plan: Run) -> Result<serde_json::Value, Failure> {
         OrderSpec { seed: 1, global_batch: plan.batch, shuffle: plan.shuffle, remainder: Remainder::Drop };
     let order = Order::new(&manifest, spec)?;
     let end_step = plan.epochs * order.steps_per_epoch();
-    let identity = identity()?;
+    let [identity] = identities(["bench"])?;
     let fingerprint = fingerprint(&identity.cert_der);
     let plane = Plane::start(PlaneConfig {
         identity,
@@ -148,23 +145,6 @@ fn train() -> Result<(Duration, Duration), Failure> {
         }
     }
     Ok((cpu(ClockId::ThreadCPUTime), first.unwrap_or_default()))
-}
-
-fn identity() -> Result<Identity, Failure> {
-    let mut params = CertificateParams::new(Vec::new())?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-    let key = KeyPair::generate()?;
-    let cert = CertificateParams::new(vec!["bench".to_owned()])?.signed_by(&key, &authority)?;
-    Ok(Identity {
-        ca_der: authority.der().to_vec(),
-        cert_der: cert.der().to_vec(),
-        key_der: key.serialize_der(),
-    })
-}
-
-fn cpu(clock: ClockId) -> Duration {
-    Duration::try_from(clock_gettime(clock)).unwrap_or_default()
 }
 
 #[expect(clippy::disallowed_methods, reason = "a bench measures time")]

@@ -236,14 +236,14 @@ fn write_now(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// A file that is written beside its final name; dropped before it has that name, it is removed.
-struct Temporary {
-    file: File,
+pub(crate) struct Temporary {
+    pub(crate) file: File,
     // None once it was renamed.
     path: Option<PathBuf>,
 }
 
 impl Temporary {
-    fn create(path: &Path) -> io::Result<Self> {
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
         let file_name = path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = path.with_file_name(format!(".{file_name}.{}", std::process::id()));
         Ok(Self { file: File::create(&temporary)?, path: Some(temporary) })
@@ -251,12 +251,18 @@ impl Temporary {
 
     fn persist(mut self, path: &Path) -> io::Result<()> {
         self.file.sync_all()?;
+        self.rename(path)?;
+        // The rename is durable once its directory is.
+        path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+    }
+
+    /// Gives it its name, which a host that fails may forget.
+    pub(crate) fn rename(&mut self, path: &Path) -> io::Result<()> {
         if let Some(temporary) = &self.path {
             fs::rename(temporary, path)?;
         }
         self.path = None;
-        // The rename is durable once its directory is.
-        path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ use worker::config::{self, DataConfig, ManifestFile, RecordConfig, RunConfig, Ti
 use worker::units::WorkerId;
 
 use crate::job::spec::Framework;
-use crate::job::{Data, Job};
+use crate::job::{Data, Job, LocalTier};
 use crate::rendezvous::group::{GroupConfig, RestartPolicy, Timing};
 
 /// Batches in flight per rank: one is trained on, one is ready, two are on their way.
@@ -49,10 +49,9 @@ pub(super) fn data(data: &Data, manifest: Option<ManifestFile>, cache_bytes: u64
     }
 }
 
-/// What keeps chunks on a worker's host, in that folder.
-pub(super) fn tier(data: &Data, folder: impl FnOnce() -> PathBuf) -> Option<TierFolder> {
-    let tier = data.local_tier.as_ref()?;
-    Some(TierFolder { folder: folder(), bytes: tier.size.0, free_percent: 0 })
+/// What keeps chunks on a worker's host, in that folder, of whose file system so much stays free.
+pub(super) fn tier(tier: &LocalTier, folder: PathBuf, free_percent: u64) -> TierFolder {
+    TierFolder { folder, bytes: tier.size.0, free_percent }
 }
 
 /// After how many milliseconds without a step the job is taken to hang.

@@ -23,16 +23,14 @@ mod server;
 mod tls;
 mod work;
 
-use std::error::Error;
 use std::io::Write;
 use std::path::PathBuf;
 
 use tokio::runtime::{Builder, Runtime};
 
+use benches::Failure;
 use server::Server;
 use work::Work;
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 /// Chunks of the data: 128 MiB, more than caches of a CPU hold.
 const CHUNKS: u64 = 32;

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use benches::identities;
 use datapath::transport::quic::tls::Identity;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::runtime::Runtime;
 
 use crate::{Failure, Side, ours, quic, tls, work};
@@ -30,7 +30,7 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(side: &str, folder: &Path, threads: usize) -> Result<Self, Failure> {
-        let (server, identity) = identities()?;
+        let [server, identity] = identities([SERVER, CLIENT])?;
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["serve", side]).arg(folder).arg(threads.to_string());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
@@ -96,21 +96,4 @@ fn line(from: &mut impl BufRead) -> Result<String, Failure> {
     let mut text = String::new();
     from.read_line(&mut text)?;
     Ok(text.trim_end().to_owned())
-}
-
-/// Certificates of the serving and of the asking process, from one authority.
-fn identities() -> Result<(Identity, Identity), Failure> {
-    let mut params = CertificateParams::new(Vec::new())?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-    let identity = |name: &str| {
-        let key = KeyPair::generate()?;
-        let cert = CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &authority)?;
-        Ok::<_, Failure>(Identity {
-            ca_der: authority.der().to_vec(),
-            cert_der: cert.der().to_vec(),
-            key_der: key.serialize_der(),
-        })
-    };
-    Ok((identity(SERVER)?, identity(CLIENT)?))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::ClockId;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -126,6 +126,5 @@ impl Begun {
 
 /// CPU time of this process.
 pub(crate) fn cpu_seconds() -> f64 {
-    let cpu = clock_gettime(ClockId::ProcessCPUTime);
-    std::time::Duration::try_from(cpu).unwrap_or_default().as_secs_f64()
+    benches::cpu(ClockId::ProcessCPUTime).as_secs_f64()
 }

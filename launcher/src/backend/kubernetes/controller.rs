@@ -114,9 +114,9 @@ struct Pods {
     known: BTreeMap<JobId, BTreeMap<String, PodView>>,
     listed: Option<Vec<(JobId, PodView)>>,
     is_filled: bool,
-    /// Jobs of which there were only pods when this controller began to look after them, each with a key for the planner:
-    /// what those hold is written nowhere any more.
-    orphans: BTreeMap<JobId, api::Key>,
+    /// Jobs of which there were only pods when this controller began to look after them: what those hold is written nowhere
+    /// any more.
+    orphans: BTreeSet<JobId>,
 }
 
 impl Controller {
@@ -214,12 +214,16 @@ impl Controller {
     }
 
     async fn deleted(&mut self, id: &JobId) {
-        // What its pods have stays held until they have ended, also where its actor gave up a moment ago.
-        if self.jobs.handles.get(id).is_none_or(Handle::is_over) {
-            self.begin(id).await;
-        }
         if let Some(job) = self.jobs.known.remove(id) {
             self.jobs.leaving.insert(id.clone(), job);
+        }
+        self.leave(id).await;
+    }
+
+    /// What the pods of a deleted job have stays held until they have ended, also where its actor gave up a moment ago.
+    async fn leave(&mut self, id: &JobId) {
+        if self.jobs.handles.get(id).is_none_or(Handle::is_over) {
+            self.begin(id).await;
         }
         if let Some(handle) = self.jobs.handles.get(id) {
             send(handle, Signal::Deleted).await;
@@ -247,10 +251,7 @@ impl Controller {
         // One that lost a job which was deleted in that moment has left what its pods hold to the next.
         for id in self.jobs.leaving.keys().cloned().collect::<Vec<_>>() {
             if !self.jobs.handles.contains_key(&id) {
-                self.begin(&id).await;
-                if let Some(handle) = self.jobs.handles.get(&id) {
-                    send(handle, Signal::Deleted).await;
-                }
+                self.leave(&id).await;
             }
         }
     }
@@ -259,13 +260,8 @@ impl Controller {
     async fn open(&mut self) {
         if self.pods.is_filled && self.jobs.is_filled && !std::mem::replace(&mut self.is_open, true) {
             let orphans = self.pods.known.keys().filter(|id| !self.jobs.known.contains_key(*id));
-            let key = |(namespace, uid): &JobId| api::Key {
-                namespace: namespace.clone(),
-                name: uid.clone(),
-                uid: uid.clone(),
-            };
-            self.pods.orphans = orphans.map(|id| (id.clone(), key(id))).collect();
-            for id in self.pods.orphans.keys().cloned().collect::<Vec<_>>() {
+            self.pods.orphans = orphans.cloned().collect();
+            for id in self.pods.orphans.clone() {
                 self.avoid_orphans(&id).await;
             }
             self.context.planner.tell(planner::Wish::Open).await;
@@ -274,13 +270,18 @@ impl Controller {
 
     /// Nothing is planned where pods run whose job is gone.
     async fn avoid_orphans(&mut self, id: &JobId) {
-        let Some(key) = self.pods.orphans.get(id).cloned() else { return };
+        if !self.pods.orphans.contains(id) {
+            return;
+        }
         let pods = self.pods.known.get(id).into_iter().flat_map(BTreeMap::values);
         let hosts: BTreeSet<_> =
             pods.filter(|pod| pod.is_alive()).filter_map(|pod| pod.host.clone()).collect();
         if hosts.is_empty() {
             self.pods.orphans.remove(id);
         }
+        // The name went with the object.
+        let (namespace, uid) = id.clone();
+        let key = api::Key { namespace, name: uid.clone(), uid };
         self.context.planner.tell(planner::Wish::Avoid { key, hosts }).await;
     }
 
@@ -288,7 +289,7 @@ impl Controller {
         match event {
             Event::Init => self.pods.listed = Some(Vec::new()),
             Event::InitApply(pod) => {
-                let seen = view(&pod).or_else(|| self.known(&pod));
+                let seen = self.ours(&pod);
                 if let (Some(listed), Some(seen)) = (&mut self.pods.listed, seen) {
                     listed.push(seen);
                 }
@@ -313,16 +314,21 @@ impl Controller {
                 self.open().await;
             }
             Event::Apply(pod) => {
-                if let Some((id, pod)) = view(&pod).or_else(|| self.known(&pod)) {
+                if let Some((id, pod)) = self.ours(&pod) {
                     self.pod_seen(&id, pod).await;
                 }
             }
             Event::Delete(pod) => {
-                if let Some((id, pod)) = view(&pod).or_else(|| self.known(&pod)) {
+                if let Some((id, pod)) = self.ours(&pod) {
                     self.pod_gone(&id, &pod.name).await;
                 }
             }
         }
+    }
+
+    /// Whose pod it is, if one of our jobs'.
+    fn ours(&self, pod: &Pod) -> Option<(JobId, PodView)> {
+        view(pod).or_else(|| self.known(pod))
     }
 
     /// A pod that was ours stays ours when somebody takes its owner away: it runs on.

@@ -104,8 +104,10 @@ impl Setup {
             cpus: place.cpus.clone(),
             data: job.data.as_ref().map(|data| {
                 let manifest = ManifestFile { path: folder.manifest(), digest: self.manifest_digest.clone() };
-                let named = data.local_tier.as_ref().and_then(|tier| tier.folder.clone());
-                let tier = terms::tier(data, || named.unwrap_or_else(|| folder.tier()));
+                let tier = data
+                    .local_tier
+                    .as_ref()
+                    .map(|tier| terms::tier(tier, tier.folder.clone().unwrap_or_else(|| folder.tier()), 0));
                 DataConfig { tier, ..terms::data(data, Some(manifest), self.cache_bytes) }
             }),
             log_folder: folder.logs(),

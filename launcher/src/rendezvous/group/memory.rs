@@ -183,6 +183,20 @@ impl Memory {
         }
     }
 
+    /// What the job did, as far as it is known.
+    #[must_use]
+    pub fn summary(&self) -> GroupSummary {
+        GroupSummary {
+            generation: self.generation,
+            restarts: self.restarts,
+            committed: self.committed,
+            totals: self.settled.totals,
+            epochs: self.settled.epochs.clone(),
+            work: self.work,
+            ..GroupSummary::default()
+        }
+    }
+
     /// Everything that `records` say.
     pub fn of<'a>(records: impl IntoIterator<Item = &'a Record>) -> Self {
         let mut memory = Self::default();

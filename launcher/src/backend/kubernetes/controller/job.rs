@@ -274,7 +274,7 @@ impl Actor {
         // One that lost its memory leaves what it holds to the next actor of the job, which begins soon.
         if self.is_quiet() {
             self.release_all();
-            self.wishes.push(planner::Wish::Avoid { key: self.key.clone(), hosts: BTreeSet::new() });
+            self.avoid_what_runs();
         }
         self.flush_planner().await;
         is_done.store(self.is_gone(), Ordering::Release);

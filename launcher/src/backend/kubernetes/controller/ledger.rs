@@ -198,11 +198,16 @@ impl Ledger {
 
     /// A worker has this place, whoever gave it out; `holding` says what the job's workers need.
     pub fn has(&mut self, key: &Key, holding: Holding) {
+        self.add(key, holding);
+        self.is_stale = true;
+    }
+
+    /// Its places come to those that the job has.
+    fn add(&mut self, key: &Key, holding: Holding) {
         let known = self.holdings.entry(key.clone()).or_default();
         let mut places = std::mem::take(&mut known.places);
         places.extend(holding.places.clone());
         *known = Holding { places, ..holding };
-        self.is_stale = true;
     }
 
     /// Nothing is planned for these hosts while pods of this job may run there, of which nobody knows what they hold.
@@ -252,10 +257,7 @@ impl Ledger {
                 Ok(placement) => {
                     self.cluster.take(&placement, request);
                     let new = Holding::of(request, &placement);
-                    let holding = self.holdings.entry(key.clone()).or_default();
-                    let mut places = std::mem::take(&mut holding.places);
-                    places.extend(new.places.clone());
-                    *holding = Holding { places, ..new };
+                    self.add(&key, new);
                     self.waiting.remove(&turn);
                     self.refused.remove(&key);
                     answers.push((key, Answer::Granted(placement)));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use datapath::store::address::with_credentials;
 use serde_json::{Value, json};
-use worker::config::{DataConfig, PodJob, TierFolder};
+use worker::config::{DataConfig, PodJob};
 
 use super::resources::shares;
 use super::{Render, RenderError};
@@ -63,8 +63,8 @@ pub fn pod_job(render: &Render<'_>) -> PodJob {
 
 /// What a sidecar reads, with the credentials where it has them.
 fn sidecar_data(data: &Data, cache_bytes: u64) -> DataConfig {
-    let tier = terms::tier(data, || TIER_FOLDER.into());
-    let tier = tier.map(|tier| TierFolder { free_percent: TIER_FREE_PERCENT, ..tier });
+    let tier = data.local_tier.as_ref();
+    let tier = tier.map(|tier| terms::tier(tier, TIER_FOLDER.into(), TIER_FREE_PERCENT));
     let mut config = DataConfig { tier, ..terms::data(data, None, cache_bytes) };
     if data.secret.is_some() {
         config.source = with_credentials(&config.source, DATA_SECRET_FOLDER);

@@ -19,8 +19,8 @@ const IDENTITY: &str = "slipway-identity";
 const DATA: &str = "slipway-data";
 /// What the sidecar keeps on the node's disk.
 const TIER: &str = "slipway-tier";
-/// What is more than this of a volume's limit is the file system's own; a pod is evicted when it passes the limit.
-const TIER_PERCENT: u64 = 90;
+/// This part of the budget more is the file system's own; a pod is evicted when it passes its volume's limit.
+const TIER_PART: u64 = 9;
 /// The ranks' `/dev/shm`: a runtime gives 64 MiB, and NCCL and torch's data loaders need more. It counts as memory.
 const SHM: &str = "slipway-shm";
 /// Read by the owner and the pod's group, which `fsGroup` makes the containers' own.
@@ -47,7 +47,7 @@ pub(super) fn volumes(render: &Render<'_>) -> Vec<Value> {
 fn tier(render: &Render<'_>) -> Option<Value> {
     let size = render.job.data.as_ref()?.local_tier.as_ref()?.size;
     // Whole MiB, since that is what people read.
-    let limit = (size.0 / TIER_PERCENT).saturating_mul(100).max(size.0).div_ceil(1 << 20).saturating_add(1);
+    let limit = size.0.saturating_add(size.0 / TIER_PART).div_ceil(1 << 20).saturating_add(1);
     Some(json!({ "name": TIER, "emptyDir": { "sizeLimit": format!("{limit}Mi") } }))
 }
 

@@ -9,7 +9,7 @@ use crate::backend::kubernetes::controller::decide::{self, Found, Next};
 use crate::backend::kubernetes::controller::devices;
 use crate::backend::kubernetes::names;
 use crate::rendezvous::authority::Seed;
-use crate::rendezvous::group::{GroupSummary, Outcome, Record, RecordId};
+use crate::rendezvous::group::{Outcome, Record, RecordId};
 
 /// What earlier controllers left.
 pub(super) struct Reading {
@@ -53,7 +53,7 @@ impl Actor {
             Next::Keep => self.stage = Stage::Held,
             Next::Clear => self.clear(),
             Next::EndUnstarted => {
-                let (outcome, summary) = (Outcome::Cancelled, Box::new(self.so_far()));
+                let (outcome, summary) = (Outcome::Cancelled, Box::new(self.stored.memory.summary()));
                 self.remember(&Record::End { outcome, summary }, RecordId(0));
                 self.rest();
             }
@@ -73,20 +73,6 @@ impl Actor {
                 self.ask(self.workers());
             }
             Next::Adopt => self.adopt(),
-        }
-    }
-
-    /// What the job did, as far as it is written down.
-    pub(super) fn so_far(&self) -> GroupSummary {
-        let memory = &self.stored.memory;
-        GroupSummary {
-            generation: memory.generation,
-            restarts: memory.restarts,
-            committed: memory.committed,
-            totals: memory.settled.totals,
-            epochs: memory.settled.epochs.clone(),
-            work: memory.work,
-            ..GroupSummary::default()
         }
     }
 

@@ -147,22 +147,28 @@ impl Actor {
     }
 
     fn hold(&mut self, mut holding: Holding) {
-        if self.roster.placed().is_empty() {
+        let placed: Vec<PodView> = self.roster.placed().into_values().cloned().collect();
+        if placed.is_empty() {
             return self.release_all();
         }
         self.forget_all();
-        for (worker, pod) in self.roster.placed() {
-            let Some(host) = pod.host.clone() else { continue };
-            let numa_node = pod.numa_node();
-            self.devices.learn(devices::Names::noted(&pod.place_note()));
-            holding.places.insert(worker, Place { host: host.clone(), numa: numa_node, admitted: None });
-            self.plan.insert(worker, PlacedWorker { worker, host, cpus: Vec::new(), numa_node });
-            self.moved.insert(worker);
+        for pod in &placed {
+            self.take_place(pod, &mut holding);
+            self.moved.insert(pod.worker);
         }
-        holding.gpu_name.clone_from(&self.devices.gpu);
-        holding.nic_name.clone_from(&self.devices.nic);
         self.wishes.push(Wish::Hold { key: self.key.clone(), holding: Box::new(holding) });
         self.release_ended();
+    }
+
+    /// A pod has its place, whoever gave it to it: it is planned so, and held with the names that were written down with it.
+    fn take_place(&mut self, pod: &PodView, holding: &mut Holding) {
+        let Some(host) = pod.host.clone() else { return };
+        let (worker, numa_node) = (pod.worker, pod.numa_node());
+        self.devices.learn(devices::Names::noted(&pod.place_note()));
+        holding.gpu_name.clone_from(&self.devices.gpu);
+        holding.nic_name.clone_from(&self.devices.nic);
+        holding.places.insert(worker, Place { host: host.clone(), numa: numa_node, admitted: None });
+        self.plan.insert(worker, PlacedWorker { worker, host, cpus: Vec::new(), numa_node });
     }
 
     /// What each of the job's workers needs; none for what is no job.
@@ -350,7 +356,7 @@ impl Actor {
         let outcome = Outcome::Failed { cause: Box::new(cause) };
         // It was tried: only another resumption starts it again.
         self.stored.resumed = self.resumption();
-        self.remember(&Record::End { outcome, summary: Box::new(self.so_far()) }, RecordId(0));
+        self.remember(&Record::End { outcome, summary: Box::new(self.stored.memory.summary()) }, RecordId(0));
         self.refused_by.clear();
         self.clear();
         true
@@ -416,19 +422,14 @@ impl Actor {
 
     /// An earlier controller's last call may have placed a pod after this one had planned it elsewhere, or nowhere any more.
     fn hold_where_it_is(&mut self, pod: &PodView) {
-        let (Some(host), Some(mut holding)) = (pod.host.clone(), self.needed()) else { return };
-        let worker = pod.worker;
         // One that no scheduler can bring there has nothing there, and is placed anew.
         let is_stuck = matches!(pod.stage, PodStage::Unschedulable { .. });
-        if is_stuck || self.plan.get(&worker).is_some_and(|place| place.host == host) {
+        let planned = self.plan.get(&pod.worker).map(|place| &place.host);
+        if is_stuck || pod.host.is_none() || planned == pod.host.as_ref() {
             return;
         }
-        let numa_node = pod.numa_node();
-        self.devices.learn(devices::Names::noted(&pod.place_note()));
-        holding.places.insert(worker, Place { host: host.clone(), numa: numa_node, admitted: None });
-        holding.gpu_name.clone_from(&self.devices.gpu);
-        holding.nic_name.clone_from(&self.devices.nic);
-        self.plan.insert(worker, PlacedWorker { worker, host, cpus: Vec::new(), numa_node });
+        let Some(mut holding) = self.needed() else { return };
+        self.take_place(pod, &mut holding);
         self.wishes.push(Wish::Has { key: self.key.clone(), holding: Box::new(holding) });
     }
 

@@ -97,8 +97,7 @@ impl Teller {
     }
 
     pub(super) fn begins(&mut self) {
-        self.trouble.clear();
-        self.waits_for.clear();
+        self.runs();
         self.ended_unix_ms = None;
     }
 

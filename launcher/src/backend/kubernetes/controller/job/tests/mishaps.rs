@@ -39,26 +39,27 @@ async fn a_deleted_job_holds_what_its_pods_have_also_when_its_memory_goes_first(
     rig.wait("it ends", || handle.is_done()).await;
 }
 
+/// Such calls about pods fail: the next ones come half a second later, and a second.
+async fn come_ever_later(rig: &Rig, method: Method, pod: PodView, code: StatusCode) {
+    rig.api.refuse(method.clone(), PODS, 100, code);
+    let _handle = rig.start(&resource(), &[pod]).await;
+    rig.wait("three attempts", || rig.api.calls(&method, PODS).len() == 3).await;
+    let times = rig.api.times(&method, PODS);
+    assert!(times[1] - times[0] >= RETRY_FIRST && times[2] - times[1] >= 2 * RETRY_FIRST);
+}
+
 #[tokio::test]
 async fn a_gate_that_cannot_be_lifted_is_tried_again_after_a_while() {
     let rig = Rig::open().await;
     rig.remembers(None, 0);
-    rig.api.refuse(Method::PATCH, PODS, 100, StatusCode::INTERNAL_SERVER_ERROR);
-    let _handle = rig.start(&resource(), &[gated()]).await;
-    rig.wait("three attempts", || rig.api.calls(&Method::PATCH, PODS).len() == 3).await;
-    let times = rig.api.times(&Method::PATCH, PODS);
-    assert!(times[1] - times[0] >= RETRY_FIRST && times[2] - times[1] >= 2 * RETRY_FIRST);
+    come_ever_later(&rig, Method::PATCH, gated(), StatusCode::INTERNAL_SERVER_ERROR).await;
 }
 
 #[tokio::test]
 async fn a_deletion_that_fails_is_tried_again_after_a_while() {
     let rig = Rig::open().await;
     rig.remembers(Some(Outcome::Succeeded), 1);
-    rig.api.refuse(Method::DELETE, PODS, 100, StatusCode::FORBIDDEN);
-    let _handle = rig.start(&resource(), &[running()]).await;
-    rig.wait("three attempts", || rig.api.calls(&Method::DELETE, PODS).len() == 3).await;
-    let times = rig.api.times(&Method::DELETE, PODS);
-    assert!(times[1] - times[0] >= RETRY_FIRST && times[2] - times[1] >= 2 * RETRY_FIRST);
+    come_ever_later(&rig, Method::DELETE, running(), StatusCode::FORBIDDEN).await;
 }
 
 #[tokio::test]
