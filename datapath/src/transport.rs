@@ -12,8 +12,8 @@ use crate::session::Failure;
 pub mod local;
 pub mod quic;
 
-/// Bytes copied before their checksum is computed: they fit into a core's second-level cache.
-pub const COPY_STEP_BYTES: usize = 128 << 10;
+/// Bytes copied before their checksum is computed: they are still in a core's first-level cache then.
+pub const COPY_STEP_BYTES: usize = 32 << 10;
 
 /// What came of one part of a request.
 pub type Outcome = Result<(), Failure>;
