@@ -24,6 +24,7 @@ const PURE: &[&str] = &[
     "datapath/src/store/address.rs",
     "datapath/src/store/striping.rs",
     "datapath/src/session/",
+    "datapath/src/cache/depth.rs",
     "datapath/src/tier/shelf.rs",
     "datapath/src/wire.rs",
     "datapath/src/wire/",

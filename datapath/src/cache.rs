@@ -1,10 +1,10 @@
 //! The chunks that this worker has read: each read once, however many ask for it at the same time.
 //!
 //! A chunk is needed until the last step that uses it in its epoch; once all consumers have passed that step it is
-//! released: still there for the next epoch, but the first to go when room is needed. When there is nothing
-//! released, the least recently used chunk goes (counted as an eviction). When such a chunk is asked for again, the
-//! cache is too small for the order's window: every reread is counted, and the first one warned of, with what would
-//! be enough ([`need`]). A chunk in use is never dropped; a load waits for room, and nothing holds a chunk while it
+//! released: still there for the next epoch, but the first to go when room is needed, the last one that was used before all
+//! others: the next epoch needs it the latest, and its memory is warm. When there is nothing released, the least recently
+//! used chunk goes (counted as an eviction). When such a chunk is asked for again, the cache is too small for the order's
+//! window: every reread is counted, and the first one warned of, with what would be enough ([`need`]). A chunk in use is never dropped; a load waits for room, and nothing holds a chunk while it
 //! waits for another, so the wait ends.
 //!
 //! Bytes are not verified here on the way in: every sample is, in the slot, where the trainer will read it. The
@@ -17,7 +17,8 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use crate::counters::Counting;
 use crate::dataset::{ChunkId, Manifest};
@@ -28,9 +29,12 @@ use crate::order::Shuffle;
 use crate::store::Store;
 use crate::tier::{self, Tier};
 
-/// Reads from the store under way at once: enough to hide a network store's latency (8 × 4 MiB at 5 ms are
-/// 6.7 GB/s), few enough not to start a thread per core of a large host.
-pub const READS_MAX: usize = 8;
+mod depth;
+mod reads;
+
+pub use self::depth::READS_MAX;
+use self::reads::Reads;
+
 /// The smallest cache, in chunks: one being read while another is used.
 const LEAST_CHUNKS: usize = 2;
 /// Blocks kept for the next reads besides those that hold chunks: a chunk that is dropped makes room for the one that is read
@@ -99,7 +103,9 @@ struct Shared {
     keeps: bool,
     budget: u64,
     pool: BlockPool,
-    reads: Semaphore,
+    reads: Reads,
+    /// Chunks of a shuffle window: they are all asked for at once, so as many may be here before the first of them is.
+    window: usize,
     state: Mutex<State>,
     /// Told when a chunk is no longer in use, or a load failed and gave its room back.
     room: Notify,
@@ -117,6 +123,8 @@ struct State {
     floor: u64,
     /// Chunks that were dropped while needed, and the last step that needs each: asked for again, they are rereads.
     evicted: BTreeMap<ChunkId, u64>,
+    /// Chunks that were read ahead and that nobody has asked for yet.
+    unasked: usize,
     /// The first reread has been warned of.
     warned: bool,
 }
@@ -126,6 +134,8 @@ struct Entry {
     /// The last step that needs it.
     until: u64,
     used: u64,
+    /// When somebody asked for it first, and did not only foresee that.
+    asked: Option<Instant>,
 }
 
 enum Content {
@@ -147,6 +157,7 @@ impl Cache {
         manifest: Arc<Manifest>,
         store: Store,
         tier: Option<Tier>,
+        shuffle: Shuffle,
         budget: u64,
         counters: Arc<Counting>,
     ) -> Self {
@@ -161,7 +172,11 @@ impl Cache {
                 keeps: budget >= least.saturating_mul(largest.into()),
                 budget: budget.max(2 * u64::from(largest)),
                 pool,
-                reads: Semaphore::new(READS_MAX),
+                reads: Reads::new(),
+                window: match shuffle {
+                    Shuffle::None => 1,
+                    Shuffle::Window { chunks } => usize::try_from(chunks.get()).unwrap_or(usize::MAX),
+                },
                 state: Mutex::default(),
                 room: Notify::new(),
                 counters,
@@ -221,8 +236,8 @@ impl Cache {
         Err(LoadError::new(chunk, fault::CRC_MISMATCH, "its bytes are not those that were indexed"))
     }
 
-    /// Starts to read a chunk that will be needed, if there is room that nothing needs.
-    /// Says whether there was room (or the chunk is here already).
+    /// Starts to read a chunk that will be needed, if there is room that nothing needs, and not more is here already than a
+    /// window and the store's latency take. Says whether it was started (or the chunk is here).
     pub fn prefetch(&self, chunk: ChunkId, until: u64) -> bool {
         !matches!(self.shared.look(chunk, until, Pressure::EvictReleased), Look::NoRoom)
     }
@@ -233,6 +248,7 @@ impl Cache {
         state.floor = state.floor.max(floor);
         let floor = state.floor;
         state.evicted.retain(|_, until| *until >= floor);
+        state.give_up(|entry| entry.until < floor);
     }
 
     /// A new membership starts at this step, which may be an earlier one.
@@ -241,6 +257,7 @@ impl Cache {
         state.floor = floor;
         // Whatever is read from here on, another membership has not read before.
         state.evicted.clear();
+        state.give_up(|_| true);
     }
 
     /// Bytes of the chunks here and on their way.
@@ -274,14 +291,23 @@ impl Shared {
         let mut state = self.lock();
         state.uses += 1;
         let uses = state.uses;
+        let is_asked = pressure == Pressure::EvictNeeded;
         if let Some(entry) = state.entries.get_mut(&chunk) {
             entry.until = entry.until.max(until);
             entry.used = uses;
-            self.counters.cache_hits.add(1_u64);
-            return match &entry.content {
+            let look = match &entry.content {
                 Content::Loaded(block) => Look::Here(Arc::clone(block)),
                 Content::Loading(loading) => Look::Loading(loading.clone()),
             };
+            if is_asked && entry.asked.is_none() {
+                entry.asked = Some(Instant::now());
+                state.unasked -= 1;
+            }
+            self.counters.cache_hits.add(1_u64);
+            return look;
+        }
+        if !is_asked && state.unasked >= self.window.max(2 * self.reads.at_once()) {
+            return Look::NoRoom;
         }
         let len = u64::from(self.manifest.chunk(chunk).len);
         while state.bytes + len > self.budget {
@@ -291,8 +317,9 @@ impl Shared {
         }
         let (loaded, loading) = watch::channel(None);
         let content = Content::Loading(loading.clone());
-        state.entries.insert(chunk, Entry { content, until, used: uses });
+        state.entries.insert(chunk, Entry { content, until, used: uses, asked: is_asked.then(Instant::now) });
         state.bytes += len;
+        state.unasked += usize::from(!is_asked);
         self.note_reread(&mut state, chunk);
         drop(state);
         tokio::spawn(load(Arc::clone(self), chunk, loaded));
@@ -309,7 +336,11 @@ impl Shared {
                 Content::Loaded(block) => Arc::strong_count(block) == 1,
                 Content::Loading(_) => false,
             })
-            .map(|(chunk, entry)| (entry.until >= floor, entry.used, *chunk))
+            .map(|(chunk, entry)| {
+                let is_needed = entry.until >= floor;
+                let rank = if is_needed { entry.used } else { u64::MAX - entry.used };
+                (is_needed, rank, *chunk)
+            })
             .min();
         match victim {
             Some((needed, _, chunk)) if !needed || pressure == Pressure::EvictNeeded => {
@@ -359,9 +390,18 @@ impl Shared {
 }
 
 impl State {
+    /// What was read ahead for somebody who will not ask any more counts no longer.
+    fn give_up(&mut self, is_over: impl Fn(&Entry) -> bool) {
+        for entry in self.entries.values_mut().filter(|entry| entry.asked.is_none() && is_over(entry)) {
+            entry.asked = Some(Instant::now());
+            self.unasked -= 1;
+        }
+    }
+
     fn remove(&mut self, chunk: ChunkId, manifest: &Manifest) {
-        if self.entries.remove(&chunk).is_some() {
+        if let Some(entry) = self.entries.remove(&chunk) {
             self.bytes -= u64::from(manifest.chunk(chunk).len);
+            self.unasked -= usize::from(entry.asked.is_none());
         }
     }
 }
@@ -397,8 +437,7 @@ async fn load(
 }
 
 async fn read(shared: &Shared, chunk: ChunkId) -> Result<Block, LoadError> {
-    // The semaphore is never closed.
-    let _permit = shared.reads.acquire().await;
+    let permit = shared.reads.begin().await;
     let place = shared.manifest.chunk(chunk);
     let name = &shared.manifest.shard(place.shard).name;
     let mut block = shared.pool.take(usize::try_from(place.len).unwrap_or(0));
@@ -412,7 +451,10 @@ async fn read(shared: &Shared, chunk: ChunkId) -> Result<Block, LoadError> {
         };
     }
     shared.counters.store_reads.add(1_u64);
+    let begun = Instant::now();
     let (block, result) = shared.store.read(name, place.offset, block).await;
+    let asked = shared.lock().entries.get(&chunk).and_then(|entry| entry.asked);
+    shared.reads.end(permit, place.len.into(), begun, asked);
     match result {
         Ok(()) => {
             shared.counters.store_bytes.add(u64::from(place.len));

@@ -203,8 +203,9 @@ impl Plane {
             Some(config) => Some(open_tier(config, &manifest, &counters).await?),
             None => None,
         };
+        let (shuffle, room) = (config.order.spec().shuffle, config.cache_bytes);
         let cache =
-            Cache::new(Arc::clone(&manifest), config.store, tier, config.cache_bytes, Arc::clone(&counters));
+            Cache::new(Arc::clone(&manifest), config.store, tier, shuffle, room, Arc::clone(&counters));
         let member = watch::Sender::new(None);
         let server = tokio::spawn(serve(Serving {
             lane: Arc::clone(&lane),

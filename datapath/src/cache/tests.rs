@@ -10,11 +10,16 @@ fn dataset() -> Dataset {
 }
 
 fn cache(dataset: &Dataset, chunks: u64) -> (Cache, Arc<Counting>) {
+    cache_for(dataset, chunks, Shuffle::Window { chunks: NonZeroU32::new(16).unwrap() })
+}
+
+fn cache_for(dataset: &Dataset, chunks: u64, shuffle: Shuffle) -> (Cache, Arc<Counting>) {
     let counters = Arc::new(Counting::default());
     let cache = Cache::new(
         Arc::clone(&dataset.manifest),
         dataset.store(),
         None,
+        shuffle,
         chunks * CHUNK,
         Arc::clone(&counters),
     );
@@ -172,9 +177,39 @@ fn the_need_is_a_share_of_the_window() {
         let shuffle = Shuffle::Window { chunks: NonZeroU32::new(chunks).unwrap() };
         need(&dataset.manifest, shuffle, NonZeroU32::new(workers).unwrap())
     };
-    assert_eq!(need_of(4, 1), Need { once: 4 * CHUNK, ahead: 12 * CHUNK });
+    assert_eq!(need_of(4, 1), Need { once: 4 * CHUNK, ahead: 16 * CHUNK });
     assert_eq!(need_of(64, 1), Need { once: 16 * CHUNK, ahead: 16 * CHUNK });
     assert_eq!(need_of(4, 2).once, 4 * CHUNK, "small windows may fall to one owner");
     assert!(need_of(16, 8).once < 16 * CHUNK);
     assert_eq!(need(&dataset.manifest, Shuffle::None, NonZeroU32::MIN).once, 2 * CHUNK);
+}
+
+#[tokio::test]
+async fn of_the_released_the_last_one_used_goes_first_for_the_next_epoch_needs_it_the_latest() {
+    let dataset = dataset();
+    let (cache, counters) = cache(&dataset, 4);
+    for epoch in 0..3 {
+        for chunk in 0..16 {
+            let step = u64::from(16 * epoch + chunk);
+            drop(cache.get(ChunkId(chunk), step).await.unwrap());
+            cache.advance(step + 1);
+        }
+    }
+    // Each epoch but the first finds four of sixteen here, where the oldest going first would find none.
+    assert_eq!(counters.read().store_reads, 16 + 12 + 12);
+    assert_eq!(counters.read().cache_evictions, 0);
+}
+
+#[tokio::test]
+async fn without_a_shuffle_no_more_is_read_ahead_than_a_latency_takes() {
+    let dataset = dataset();
+    let (cache, _) = cache_for(&dataset, 16, Shuffle::None);
+    let ahead = u32::try_from(2 * depth::READS_START).unwrap().min(16);
+    assert!((0..ahead).all(|chunk| cache.prefetch(ChunkId(chunk), chunk.into())));
+    let (cache, _) = cache_for(&dataset, 16, Shuffle::None);
+    // Chunks that a membership had foreseen and another one does not ask for do not count for ever.
+    for fence in 0..4 {
+        assert!((0..4).all(|chunk| cache.prefetch(ChunkId(4 * fence + chunk), 99)));
+        cache.restart(0);
+    }
 }

@@ -26,8 +26,10 @@ mod aio;
 mod connect;
 mod write;
 
-/// Objects that are read or written at the same time: 64 MiB under way, what `rados bench` takes for its measure.
+/// Objects that are written or looked at at the same time: 64 MiB under way, what `rados bench` takes for its measure.
 pub(super) const DEPTH: usize = 16;
+/// Objects that are read at the same time: twice the chunks that a cache reads at once, as a chunk may lie in two.
+const READ_DEPTH: usize = 128;
 /// A pause in reading after which freed memory goes back to the system: long against the gaps between two batches.
 const TRIM_AFTER: Duration = Duration::from_secs(2);
 /// Shards whose layout is remembered.
@@ -88,7 +90,7 @@ impl RadosStore {
                 prefix,
                 user: connection.user,
                 pool: Arc::new(connection.pool),
-                depth: Semaphore::new(DEPTH),
+                depth: Semaphore::new(READ_DEPTH),
                 layouts: Mutex::default(),
                 ended: AtomicU64::new(0),
                 is_watched: AtomicBool::new(false),
@@ -144,7 +146,7 @@ impl RadosStore {
         if reads.is_empty() {
             return (block, Ok(()));
         }
-        let permits = u32::try_from(reads.len().min(DEPTH)).unwrap_or(1);
+        let permits = u32::try_from(reads.len().min(READ_DEPTH)).unwrap_or(1);
         // Never closed.
         let _permit = self.inner.depth.acquire_many(permits).await;
         let objects: Vec<_> = reads.iter().map(|read| read.object.clone()).collect();
@@ -174,7 +176,7 @@ impl RadosStore {
                 tokio::time::sleep(TRIM_AFTER).await;
                 let Some(inner) = inner.upgrade() else { return };
                 let ended = inner.ended.load(Ordering::Relaxed);
-                if ended == seen && inner.depth.available_permits() == DEPTH {
+                if ended == seen && inner.depth.available_permits() == READ_DEPTH {
                     inner.is_watched.store(false, Ordering::Relaxed);
                     break;
                 }

@@ -113,14 +113,14 @@ async fn a_stopped_trainer_stops_the_reading() {
     assert!(plane.cache.bytes() <= CACHE);
 }
 
-/// Chunks that are needed later never take the room of those that are needed before: with room for two windows, as jobs
-/// have it, every chunk is read once per epoch.
+/// Chunks that are needed later never take the room of those that are needed before: with room for two windows, and jobs
+/// have more, every chunk is read once per epoch.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_windows_of_room_are_enough_to_read_each_chunk_once() {
     let size = Size { samples: 4000, sample_bytes: 700, samples_per_chunk: 8, chunks_per_shard: 50 };
     let dataset = Dataset::records(size);
     let order = order(&dataset, 10, Remainder::Drop);
-    let room = need(&dataset.manifest, order.spec().shuffle, NonZeroU32::MIN).ahead;
+    let room = 2 * need(&dataset.manifest, order.spec().shuffle, NonZeroU32::MIN).once;
     assert!(room < dataset.stored_bytes() / 10);
     let group = Group::start(&dataset, &order, 1, room).await;
     let config = group.feed_config(0, 1, 1);
