@@ -37,9 +37,9 @@ use self::reads::Reads;
 
 /// The smallest cache, in chunks: one being read while another is used.
 const LEAST_CHUNKS: usize = 2;
-/// Blocks kept for the next reads besides those that hold chunks: a chunk that is dropped makes room for the one that is read
-/// next, so few wait. They are memory beyond the budget.
-const SPARE_BLOCKS: usize = 2;
+/// Blocks of dropped chunks that are kept for those that took their room and wait for their turn to be read: as many as may
+/// be read ahead of a window. They count for these, so they are no memory beyond the budget.
+const SPARE_BLOCKS: usize = 2 * READS_MAX;
 
 /// Why a chunk is not to be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -88,6 +88,15 @@ pub fn need(manifest: &Manifest, shuffle: Shuffle, workers: NonZeroU32) -> Need 
     Need { once, ahead }
 }
 
+/// A cache that can hold less than this part of what its worker owns keeps nothing for the next epoch: it would be found
+/// there too seldom for the memory that it takes.
+const KEPT_PART: u64 = 4;
+
+/// Chunks that are read ahead where none is needed at once: those on their way, and half as many that have come.
+fn ahead(reads: usize) -> usize {
+    reads + reads / 2
+}
+
 /// The chunks of one data plane. Clones share them.
 #[derive(Clone)]
 pub struct Cache {
@@ -102,6 +111,9 @@ struct Shared {
     /// What comes from the store is kept there: chunks that are being written leave room for those that are used.
     keeps: bool,
     budget: u64,
+    /// Bytes of the largest chunk, and of all.
+    largest: u64,
+    stored: u64,
     pool: BlockPool,
     reads: Reads,
     /// Chunks of a shuffle window: they are all asked for at once, so as many may be here before the first of them is.
@@ -125,6 +137,8 @@ struct State {
     evicted: BTreeMap<ChunkId, u64>,
     /// Chunks that were read ahead and that nobody has asked for yet.
     unasked: usize,
+    /// How many workers share the chunks.
+    owners: u64,
     /// The first reread has been warned of.
     warned: bool,
 }
@@ -166,11 +180,12 @@ impl Cache {
         let pool = BlockPool::new(SPARE_BLOCKS, usize::try_from(largest).unwrap_or(0));
         Self {
             shared: Arc::new(Shared {
-                manifest,
                 store,
                 tier,
                 keeps: budget >= least.saturating_mul(largest.into()),
                 budget: budget.max(2 * u64::from(largest)),
+                largest: largest.into(),
+                stored: manifest.chunks().iter().map(|chunk| u64::from(chunk.len)).sum(),
                 pool,
                 reads: Reads::new(),
                 window: match shuffle {
@@ -180,6 +195,7 @@ impl Cache {
                 state: Mutex::default(),
                 room: Notify::new(),
                 counters,
+                manifest,
             }),
         }
     }
@@ -251,10 +267,11 @@ impl Cache {
         state.give_up(|entry| entry.until < floor);
     }
 
-    /// A new membership starts at this step, which may be an earlier one.
-    pub fn restart(&self, floor: u64) {
+    /// A new membership of so many owners starts at this step, which may be an earlier one.
+    pub fn restart(&self, floor: u64, owners: usize) {
         let mut state = self.shared.lock();
         state.floor = floor;
+        state.owners = u64::try_from(owners).unwrap_or(u64::MAX);
         // Whatever is read from here on, another membership has not read before.
         state.evicted.clear();
         state.give_up(|_| true);
@@ -306,10 +323,12 @@ impl Shared {
             self.counters.cache_hits.add(1_u64);
             return look;
         }
-        if !is_asked && state.unasked >= self.window.max(2 * self.reads.at_once()) {
+        if !is_asked && state.unasked >= self.window.max(ahead(self.reads.at_once())) {
             return Look::NoRoom;
         }
         let len = u64::from(self.manifest.chunk(chunk).len);
+        let room = self.room(&state);
+        while state.bytes + len > room && self.evict(&mut state, Pressure::EvictReleased) {}
         while state.bytes + len > self.budget {
             if !self.evict(&mut state, pressure) {
                 return Look::NoRoom;
@@ -324,6 +343,16 @@ impl Shared {
         drop(state);
         tokio::spawn(load(Arc::clone(self), chunk, loaded));
         Look::Loading(loading)
+    }
+
+    /// Bytes beyond which released chunks are dropped: the whole budget where they are worth it, else two windows and what is
+    /// read ahead besides.
+    fn room(&self, state: &State) -> u64 {
+        if self.budget.saturating_mul(KEPT_PART) >= self.stored / state.owners.max(1) {
+            return self.budget;
+        }
+        let chunks = self.window.saturating_mul(2).saturating_add(ahead(self.reads.at_once()));
+        self.largest.saturating_mul(u64::try_from(chunks).unwrap_or(u64::MAX)).min(self.budget)
     }
 
     /// Drops one chunk that is not in use; says whether there was one.

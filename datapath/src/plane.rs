@@ -228,7 +228,7 @@ impl Plane {
     /// Enters a membership and ends the one before; when this returns, nothing of that one speaks any more.
     /// One that is not newer is ignored.
     pub async fn enter(&self, membership: Membership) {
-        let fence = membership.fence;
+        let (fence, owners) = (membership.fence, membership.peers.len());
         let member = Arc::new(Member::new(membership));
         let mut old = None;
         let entered = self.member.send_if_modified(|current| {
@@ -243,7 +243,7 @@ impl Plane {
             return;
         }
         // Its consumers may start anywhere; what is released is decided by their own positions.
-        self.cache.restart(0);
+        self.cache.restart(0, owners);
         if let Some(old) = old {
             old.end().await;
         }

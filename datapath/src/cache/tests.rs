@@ -204,12 +204,37 @@ async fn of_the_released_the_last_one_used_goes_first_for_the_next_epoch_needs_i
 async fn without_a_shuffle_no_more_is_read_ahead_than_a_latency_takes() {
     let dataset = dataset();
     let (cache, _) = cache_for(&dataset, 16, Shuffle::None);
-    let ahead = u32::try_from(2 * depth::READS_START).unwrap().min(16);
+    let ahead = u32::try_from(ahead(depth::READS_START)).unwrap();
     assert!((0..ahead).all(|chunk| cache.prefetch(ChunkId(chunk), chunk.into())));
+    assert!(!cache.prefetch(ChunkId(ahead), 99));
+    drop(cache.get(ChunkId(0), 0).await.unwrap());
+    assert!(cache.prefetch(ChunkId(ahead), 99), "one was asked for");
     let (cache, _) = cache_for(&dataset, 16, Shuffle::None);
     // Chunks that a membership had foreseen and another one does not ask for do not count for ever.
     for fence in 0..4 {
         assert!((0..4).all(|chunk| cache.prefetch(ChunkId(4 * fence + chunk), 99)));
-        cache.restart(0);
+        cache.restart(0, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_small_part_of_what_is_owned_is_not_kept_for_the_next_epoch() {
+    let dataset = Dataset::records(Size {
+        samples: 512,
+        sample_bytes: 1024,
+        samples_per_chunk: 4,
+        chunks_per_shard: 16,
+    });
+    // Fewer than after which another number of reads at once is tried.
+    let gets = 15;
+    for (owners, kept) in [(1, 2 + ahead(depth::READS_START)), (2, 15)] {
+        let (cache, _) = cache_for(&dataset, 24, Shuffle::None);
+        cache.restart(0, owners);
+        for chunk in 0..gets {
+            drop(cache.get(ChunkId(chunk), chunk.into()).await.unwrap());
+            cache.advance(u64::from(chunk) + 1);
+        }
+        // 24 of 128 chunks are less than a quarter, of 64 they are more.
+        assert_eq!(cache.bytes(), u64::try_from(kept).unwrap() * CHUNK, "{owners} owners");
     }
 }

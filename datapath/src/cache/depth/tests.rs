@@ -4,11 +4,10 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
+use super::super::ahead;
 use super::*;
 
 const CHUNK: u64 = 4 << 20;
-/// Chunks that may be here or on their way before they are asked for.
-const AHEAD: usize = 2 * READS_MAX;
 
 /// A store answers after a latency, and delivers so many bytes a second whoever asks; a trainer takes a chunk each `step`.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +40,7 @@ impl Model {
             // Time passes until the trainer asks for this chunk; reads end meanwhile, and others begin.
             let due = now + self.step;
             loop {
-                while under_way.len() < depth.reads() && under_way.len() + came.len() < AHEAD {
+                while under_way.len() < depth.reads() && under_way.len() + came.len() < ahead(depth.reads()) {
                     link_free = link_free.max(now + self.latency) + transfer;
                     under_way.push_back((now, link_free));
                 }
