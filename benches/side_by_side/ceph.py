@@ -117,7 +117,7 @@ def arguments():
     options = parser(__doc__)
     options.add_argument("--cluster", required=True)
     options.add_argument("--programs", required=True)
-    options.add_argument("--objects", type=int, default=320)
+    options.add_argument("--objects", type=int, default=640)
     return options.parse_args()
 
 

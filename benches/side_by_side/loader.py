@@ -1,9 +1,11 @@
 """Our loader beside mosaicml-streaming and webdataset: the same bytes, one process that trains, interleaved rounds.
 
     loader.py --launcher BINARY --peers-python PYTHON [--rounds 5] [--json FILE] [--quick] [--folder /dev/shm/…]
+              [--cluster FOLDER]
 
 Two data sets of 1.07 GB in memory (tmpfs): 8,192 samples of 128 KiB in batches of 16, and 262,144 of 4 KiB in batches
-of 256. webdataset and Slipway read the same tar shards, mosaicml its own format of the same samples. All shuffle.
+of 256. webdataset and Slipway read the same tar shards, mosaicml its own format of the same samples. All shuffle. With a
+cluster (tests/rig/ceph/ceph-rig) Slipway reads the same shards also from there; the peers have no reader for it.
 """
 
 import io
@@ -53,6 +55,14 @@ def compare(options, folder, kind):
     sides = {
         "slipway": lambda: slipway(options, tars, kind, "yes"),
         "slipway, batches only": lambda: slipway(options, tars, kind, "no"),
+    }
+    if options.cluster:
+        place = f"conf={options.cluster}/ceph.conf&credentials={options.cluster}/secret/writer"
+        url = f"rados://shards/{folder.name}?{place}"
+        note(f"copying {tars} to rados://shards/{folder.name}")
+        run([options.launcher, "data", "put", tars, url])
+        sides["slipway, from Ceph"] = lambda: slipway(options, url, kind, "yes")
+    sides |= {
         "mosaicml": lambda: peer(options, "mosaicml_loader.py", mds, kind),
         "webdataset": lambda: peer(options, "webdataset_loader.py", tars, kind),
     }
@@ -64,11 +74,11 @@ def compare(options, folder, kind):
     return results
 
 
-def slipway(options, tars, kind, views):
+def slipway(options, data, kind, views):
     with tempfile.TemporaryDirectory() as home:
         result = pathlib.Path(home) / "result.json"
         run(
-            [options.launcher, "job", "submit", "--workers", "1", "--data", tars, "--global-batch", str(kind["batch"]),
+            [options.launcher, "job", "submit", "--workers", "1", "--data", data, "--global-batch", str(kind["batch"]),
              "--seed", "1", "--max-restarts", "0", "--name", "bench", "--",
              sys.executable, PEERS / "slipway_loader.py", "--result", result, "--views", views],
             env={**os.environ, "SLIPWAY_HOME": home},
@@ -128,6 +138,7 @@ def arguments():
     options.add_argument("--launcher", required=True, type=pathlib.Path)
     options.add_argument("--peers-python", required=True, type=pathlib.Path)
     options.add_argument("--folder", help="keep the data sets here and use them again")
+    options.add_argument("--cluster", type=pathlib.Path, help="a Ceph to read from, too")
     options.add_argument("--quick", action="store_true", help="a sixteenth of the samples: to see whether it works")
     return options.parse_args()
 
