@@ -24,7 +24,7 @@ use crate::membership::Member;
 use crate::order::{Consumer, Order, OrderDigest};
 use crate::ring::RingError;
 use crate::ring::layout::{SlotNeeds, slot_bytes};
-use crate::select::{TransportPolicy, lane};
+use crate::select::{Congestion, TransportPolicy, lane};
 use crate::store::Store;
 use crate::tier::{Tier, TierConfig, TierError};
 use crate::transport::quic::server::{Serving, serve};
@@ -60,6 +60,8 @@ pub struct PlaneConfig {
     pub tier: Option<TierConfig>,
     /// Which lanes may be used.
     pub transport: TransportPolicy,
+    /// What its QUIC lanes take for a full network.
+    pub congestion: Congestion,
 }
 
 /// What one consumer is to be fed. Steps count over all epochs.
@@ -196,7 +198,7 @@ impl Plane {
         if let Some(reason) = downgraded {
             tracing::info!(reason, "the data plane uses QUIC instead of RDMA");
         }
-        let lane = Arc::new(QuicLane::open(&config.identity, config.bind)?);
+        let lane = Arc::new(QuicLane::open(&config.identity, config.bind, config.congestion)?);
         let counters = Arc::new(Counting::default());
         let manifest = config.manifest;
         let tier = match config.tier {

@@ -30,6 +30,17 @@ pub enum TransportPolicy {
     Quic,
 }
 
+/// What a QUIC lane takes for a full network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Congestion {
+    /// Nothing but losses: a window that stands, for a network that belongs to the workers.
+    #[default]
+    Fixed,
+    /// CUBIC (RFC 9438), for a network that is shared with others.
+    Cubic,
+}
+
 /// A lane kind that a plane uses towards all peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use datapath::order::OrderSpec;
-use datapath::select::TransportPolicy;
+use datapath::select::{Congestion, TransportPolicy};
 use serde::{Deserialize, Serialize};
 
 pub mod faults;
@@ -218,6 +218,9 @@ pub struct Data {
     pub memory: DataMemory,
     /// Which lanes may be used.
     pub transport: TransportPolicy,
+    /// What QUIC lanes take for a full network.
+    #[serde(default)]
+    pub congestion: Congestion,
     /// The records of `.bin` files.
     pub record: Option<Record>,
     /// What is kept on each worker's host.

@@ -95,6 +95,9 @@ pub struct DataConfig {
     pub epochs: u64,
     /// Which lanes may be used.
     pub transport: datapath::select::TransportPolicy,
+    /// What QUIC lanes take for a full network.
+    #[serde(default)]
+    pub congestion: datapath::select::Congestion,
     /// Batches in flight per rank.
     pub slots: u32,
     /// Bytes of chunks that this worker may hold.

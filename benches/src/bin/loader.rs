@@ -15,7 +15,7 @@ use datapath::cache::need;
 use datapath::dataset::{Dtype, RecordLayout, index};
 use datapath::order::{Consumer, Order, OrderSpec, Remainder, Shuffle};
 use datapath::plane::{FeedConfig, FeedEvent, Membership, Peer, PeerId, Plane, PlaneConfig};
-use datapath::select::TransportPolicy;
+use datapath::select::{Congestion, TransportPolicy};
 use datapath::store::Store;
 use datapath::transport::quic::tls::fingerprint;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
@@ -77,6 +77,7 @@ async fn run(plan: Run) -> Result<serde_json::Value, Failure> {
         cache_bytes: need(&manifest, plan.shuffle, NonZeroU32::MIN).ahead,
         tier: None,
         transport: TransportPolicy::Quic,
+        congestion: Congestion::Fixed,
     })
     .await?;
     let me = PeerId(0);

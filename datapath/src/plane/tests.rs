@@ -64,6 +64,8 @@ impl Group {
                 cache_bytes,
                 tier: None,
                 transport: TransportPolicy::PreferRdma,
+                // Who asks need not know how the owner holds back.
+                congestion: if id % 2 == 0 { Congestion::Fixed } else { Congestion::Cubic },
             });
             let runtime = if id + 1 == of { apart.clone() } else { Handle::current() };
             let plane = runtime.spawn(plane).await.unwrap().unwrap();

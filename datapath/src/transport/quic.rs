@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use quinn::{Endpoint, EndpointConfig, TokioRuntime};
 
+use crate::select::Congestion;
 use crate::wire;
 
 pub(crate) mod client;
@@ -50,20 +51,22 @@ pub struct QuicLane {
     client: quinn::ClientConfig,
     local_addr: SocketAddr,
     receive_buffer: u64,
+    congestion: Congestion,
     /// Packets are no larger than this allows, whatever the route would carry.
     mtu_limit: u32,
 }
 
 impl QuicLane {
-    /// Opens a socket on an interface's address, on a port of the kernel's choice. Needs a tokio runtime.
+    /// Opens a socket on an interface's address, on a port of the kernel's choice, whose senders hold back as told. Needs a
+    /// tokio runtime.
     ///
     /// # Errors
     /// When the identity is unusable or there is no such address here.
-    pub fn open(identity: &Identity, bind: IpAddr) -> Result<Self, QuicError> {
+    pub fn open(identity: &Identity, bind: IpAddr, congestion: Congestion) -> Result<Self, QuicError> {
         let failed = |source| QuicError::Socket { address: bind, source };
         let (socket, receive_buffer) = tuning::socket(bind).map_err(failed)?;
         let socket = quinn::Runtime::wrap_udp_socket(&TokioRuntime, socket).map_err(failed)?;
-        Self::over(identity, bind, socket, receive_buffer, u32::MAX)
+        Ok(Self { congestion, ..Self::over(identity, bind, socket, receive_buffer, u32::MAX)? })
     }
 
     /// A lane over a socket.
@@ -86,7 +89,8 @@ impl QuicLane {
         let endpoint = Endpoint::new_with_abstract_socket(config, Some(server.clone()), socket, runtime)
             .map_err(failed)?;
         let local_addr = endpoint.local_addr().map_err(failed)?;
-        Ok(Self { endpoint, server, client, local_addr, receive_buffer, mtu_limit })
+        let congestion = Congestion::default();
+        Ok(Self { endpoint, server, client, local_addr, receive_buffer, congestion, mtu_limit })
     }
 
     /// The socket, for connections that are not of a plane: those of a bench.
@@ -119,7 +123,7 @@ impl QuicLane {
 
     fn transport(&self, peer: SocketAddr, senders: usize) -> quinn::TransportConfig {
         let mtu = tuning::route_mtu(peer).min(self.mtu_limit);
-        tuning::transport(mtu, tuning::window(self.receive_buffer, senders))
+        tuning::transport(mtu, tuning::window(self.receive_buffer, senders), self.congestion)
     }
 
     /// Closes every connection and waits until the peers have been told.

@@ -42,6 +42,7 @@ pub(super) fn data(data: &Data, manifest: Option<ManifestFile>, cache_bytes: u64
         order: data.order,
         epochs: data.epochs.get(),
         transport: data.transport,
+        congestion: data.congestion,
         slots: SLOTS,
         cache_bytes,
         tier: None,

@@ -6,11 +6,11 @@ use std::path::Path;
 
 use datapath::dataset::Dtype;
 use datapath::order::{OrderSpec, Remainder, Shuffle};
-use datapath::select::TransportPolicy;
+use datapath::select::{Congestion, TransportPolicy};
 
 use super::spec::{
-    DataSpec, DtypeSpec, JobSpec, LocalTierSpec, RecordSpec, RemainderSpec, ResourcesSpec, ShuffleMode,
-    TrainingJob, TransportSpec,
+    CongestionSpec, DataSpec, DtypeSpec, JobSpec, LocalTierSpec, RecordSpec, RemainderSpec, ResourcesSpec,
+    ShuffleMode, TrainingJob, TransportSpec,
 };
 use super::units::{Bytes, Quantity, UnitError};
 use super::{Data, Job, LocalTier, Placement, Queue, Record, Resources, Restarts, Run, Workers};
@@ -86,6 +86,7 @@ fn resolve_data(spec: DataSpec, folder: &Path) -> Result<Data, UnitError> {
         remainder,
         memory,
         transport,
+        congestion,
         record,
         local_tier,
     } = spec;
@@ -111,6 +112,10 @@ fn resolve_data(spec: DataSpec, folder: &Path) -> Result<Data, UnitError> {
             TransportSpec::PreferRdma => TransportPolicy::PreferRdma,
             TransportSpec::RequireRdma => TransportPolicy::RequireRdma,
             TransportSpec::Quic => TransportPolicy::Quic,
+        },
+        congestion: match congestion {
+            CongestionSpec::Fixed => Congestion::Fixed,
+            CongestionSpec::Cubic => Congestion::Cubic,
         },
         record: record.as_ref().map(resolve_record).transpose()?,
         local_tier: local_tier.map(|tier| resolve_tier(&tier, folder)).transpose()?,

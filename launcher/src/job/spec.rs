@@ -267,6 +267,9 @@ pub struct DataSpec {
     /// Which lanes may carry samples between workers.
     #[serde(default)]
     pub transport: TransportSpec,
+    /// What QUIC lanes take for a full network: nothing but losses (fixed), or what CUBIC does, for a network that is shared.
+    #[serde(default)]
+    pub congestion: CongestionSpec,
     /// The records of `.bin` files, which do not say it themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub record: Option<RecordSpec>,
@@ -342,6 +345,16 @@ pub enum TransportSpec {
     PreferRdma,
     RequireRdma,
     Quic,
+}
+
+/// What QUIC lanes take for a full network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "doc comments would split the enum in the schema")]
+pub enum CongestionSpec {
+    #[default]
+    Fixed,
+    Cubic,
 }
 
 /// Fixed-size records of a file without a header.

@@ -108,6 +108,7 @@ impl DataSide {
                 free_percent: tier.free_percent,
             }),
             transport: data.transport,
+            congestion: data.congestion,
         });
         let plane = plane.await.map_err(|error| {
             let (code, hint) = match &error {

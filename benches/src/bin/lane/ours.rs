@@ -8,7 +8,7 @@ use std::sync::Arc;
 use datapath::dataset::{ChunkId, Dtype, Manifest, RecordLayout, SampleId, index};
 use datapath::order::{Order, OrderSpec, Remainder, Shuffle};
 use datapath::plane::{Membership, Peer, PeerId, PeerLane, Plane, PlaneConfig};
-use datapath::select::TransportPolicy;
+use datapath::select::{Congestion, TransportPolicy};
 use datapath::store::Store;
 use datapath::transport::quic::tls::{Identity, fingerprint};
 use datapath::transport::{Part, Piece};
@@ -70,6 +70,7 @@ async fn start(identity: Identity, folder: &Path) -> Result<(Plane, Arc<Manifest
         cache_bytes: CHUNKS * CHUNK_BYTES,
         tier: None,
         transport: TransportPolicy::Quic,
+        congestion: Congestion::Fixed,
     });
     Ok((plane.await?, manifest))
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use datapath::select::Congestion;
 use datapath::transport::quic::QuicLane;
 use datapath::transport::quic::tls::Identity;
 use quinn::{ClientConfig, Connection, Endpoint, Incoming, RecvStream, SendStream, ServerConfig};
@@ -25,7 +26,7 @@ const READ_PIECES: usize = 32;
 pub(crate) fn serve(identity: &Identity, folder: &Path, tuned: bool) -> Result<SocketAddr, Failure> {
     let data = Bytes::from(tls::data(folder)?);
     if tuned {
-        let lane = QuicLane::open(identity, LOCALHOST)?;
+        let lane = QuicLane::open(identity, LOCALHOST, Congestion::Fixed)?;
         let address = lane.local_addr();
         tokio::spawn(async move {
             while let Some(incoming) = lane.endpoint().accept().await {
@@ -74,7 +75,7 @@ async fn answer(mut send: SendStream, mut receive: RecvStream, data: Bytes) -> R
 pub(crate) async fn run(server: Server, work: Work, tuned: bool, copied: bool) -> Result<Value, Failure> {
     let address = server.address;
     let (_endpoint, connecting) = if tuned {
-        let lane = QuicLane::open(&server.identity, LOCALHOST)?;
+        let lane = QuicLane::open(&server.identity, LOCALHOST, Congestion::Fixed)?;
         let connecting = lane.endpoint().connect_with(lane.client_config(address, 1), address, SERVER)?;
         (lane.endpoint().clone(), connecting)
     } else {

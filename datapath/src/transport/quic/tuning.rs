@@ -11,9 +11,11 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quinn::congestion::{Controller, ControllerFactory};
+use quinn::congestion::{Controller, ControllerFactory, CubicConfig};
 use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use rustix::net::sockopt;
+
+use crate::select::Congestion;
 
 /// Socket buffers asked for, each way; the kernel grants no more than `net.core.{r,w}mem_max` (4 MiB is common).
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
@@ -78,7 +80,7 @@ pub(crate) fn window(receive_buffer: u64, senders: usize) -> u64 {
 }
 
 /// Transport parameters for a route of this MTU.
-pub(crate) fn transport(mtu: u32, window: u64) -> TransportConfig {
+pub(crate) fn transport(mtu: u32, window: u64, congestion: Congestion) -> TransportConfig {
     let largest = mtu.saturating_sub(IP_UDP_HEADER_BYTES).min(PACKET_BYTES_MAX);
     let largest = u16::try_from(largest).unwrap_or(u16::MAX).max(INITIAL_MTU);
     let mut discovery = MtuDiscoveryConfig::default();
@@ -93,7 +95,7 @@ pub(crate) fn transport(mtu: u32, window: u64) -> TransportConfig {
         .min_mtu(INITIAL_MTU)
         .mtu_discovery_config(Some(discovery))
         .ack_frequency_config(Some(acks))
-        .congestion_controller_factory(Arc::new(FixedWindow { bytes: window }))
+        .congestion_controller_factory(controller(congestion, window))
         .initial_rtt(INITIAL_RTT)
         .receive_window(VarInt::from_u32(RECEIVE_WINDOW_BYTES))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
@@ -104,6 +106,13 @@ pub(crate) fn transport(mtu: u32, window: u64) -> TransportConfig {
         .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
         .keep_alive_interval(Some(KEEP_ALIVE));
     transport
+}
+
+fn controller(congestion: Congestion, window: u64) -> Arc<dyn ControllerFactory + Send + Sync> {
+    match congestion {
+        Congestion::Fixed => Arc::new(FixedWindow { bytes: window }),
+        Congestion::Cubic => Arc::new(CubicConfig::default()),
+    }
 }
 
 /// The MTU of the route to a peer, as the kernel knows it for a connected socket.
@@ -194,6 +203,17 @@ mod tests {
             controller.on_end_acks(moment, 0, false, None);
         }
         assert_eq!(controller.window(), 2 << 20);
+    }
+
+    #[test]
+    fn a_shared_network_is_felt_for_and_a_private_one_is_not() {
+        let moment = {
+            #[expect(clippy::disallowed_methods, reason = "an argument that is not looked at")]
+            Instant::now()
+        };
+        let first = |congestion| controller(congestion, 2 << 20).build(moment, INITIAL_MTU).window();
+        assert_eq!(first(Congestion::Fixed), 2 << 20);
+        assert!(first(Congestion::Cubic) < 32 << 10, "ten packets or so (RFC 9002, section 7.2)");
     }
 
     #[test]

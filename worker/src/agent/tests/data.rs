@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use datapath::dataset::index::{IndexOptions, index};
 use datapath::dataset::{Dtype, RecordLayout, manifest};
 use datapath::order::{Consumer, Order, OrderDigest, OrderSpec, Remainder, Shuffle};
-use datapath::select::TransportPolicy;
+use datapath::select::{Congestion, TransportPolicy};
 use datapath::store::Store;
 
 use super::*;
@@ -46,6 +46,7 @@ async fn dataset(folder: &Path) -> (DataConfig, Order) {
         order: spec,
         epochs: EPOCHS,
         transport: TransportPolicy::Quic,
+        congestion: Congestion::Fixed,
         slots: 4,
         cache_bytes: 64 << 20,
         tier: None,
