@@ -2,24 +2,20 @@
 //!
 //! A [`Block`] moves into a read and comes back from it, so that a read which nobody waits for any more can never
 //! write into memory that is used again. Blocks of one [`BlockPool`] are recycled: fresh pages cost more than the
-//! read that fills them (about 0.1 CPU-s/GB of page faults). Large ones lie in huge pages, where there are any.
+//! read that fills them (about 0.1 CPU-s/GB of page faults).
 
 pub mod host;
-mod pages;
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
-
-use self::host::HUGE_PAGE_BYTES;
-use self::pages::Mapping;
 
 /// Bytes in a block are rounded up to this, so that a pool's blocks fit each other's chunks.
 pub const BLOCK_ALIGN_BYTES: usize = 4096;
 
 /// An owned, uniquely held byte buffer.
 pub struct Block {
-    bytes: Memory,
+    bytes: Vec<u8>,
     len: usize,
     pool: Option<Arc<PoolInner>>,
 }
@@ -28,47 +24,7 @@ impl Block {
     /// A zeroed block of that many bytes, of no pool.
     #[must_use]
     pub fn with_len(len: usize) -> Self {
-        Self { bytes: Memory::Heap(vec![0; len]), len, pool: None }
-    }
-}
-
-/// Where a block's bytes lie.
-enum Memory {
-    Heap(Vec<u8>),
-    Mapped(Mapping),
-}
-
-impl Memory {
-    /// Zeroed.
-    fn with_len(len: usize) -> Self {
-        let mapped = (len >= HUGE_PAGE_BYTES).then(|| Mapping::zeroed(len)).flatten();
-        mapped.map_or_else(|| Self::Heap(vec![0; len]), Self::Mapped)
-    }
-}
-
-impl Default for Memory {
-    fn default() -> Self {
-        Self::Heap(Vec::new())
-    }
-}
-
-impl Deref for Memory {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Heap(bytes) => bytes,
-            Self::Mapped(bytes) => bytes,
-        }
-    }
-}
-
-impl DerefMut for Memory {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        match self {
-            Self::Heap(bytes) => bytes,
-            Self::Mapped(bytes) => bytes,
-        }
+        Self { bytes: vec![0; len], len, pool: None }
     }
 }
 
@@ -115,8 +71,9 @@ pub struct BlockPool {
     inner: Arc<PoolInner>,
 }
 
+#[derive(Debug)]
 struct PoolInner {
-    free: Mutex<Vec<Memory>>,
+    free: Mutex<Vec<Vec<u8>>>,
     keep: usize,
     block_bytes: usize,
 }
@@ -136,19 +93,9 @@ impl BlockPool {
         let mut bytes = returned.unwrap_or_default();
         if bytes.len() < len {
             // A fresh zeroed allocation, instead of growing: the old content need not be copied.
-            let whole = len.max(self.inner.block_bytes).next_multiple_of(BLOCK_ALIGN_BYTES);
-            bytes = Memory::with_len(whole);
+            bytes = vec![0; len.max(self.inner.block_bytes).next_multiple_of(BLOCK_ALIGN_BYTES)];
         }
         Block { bytes, len, pool: Some(Arc::clone(&self.inner)) }
-    }
-}
-
-impl fmt::Debug for PoolInner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PoolInner")
-            .field("keep", &self.keep)
-            .field("block_bytes", &self.block_bytes)
-            .finish_non_exhaustive()
     }
 }
 
