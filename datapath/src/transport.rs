@@ -11,6 +11,7 @@ use crate::session::Failure;
 
 pub mod local;
 pub mod quic;
+pub mod rdma;
 
 /// Bytes copied before their checksum is computed: they fit into a core's second-level cache.
 pub const COPY_STEP_BYTES: usize = 128 << 10;
