@@ -80,6 +80,13 @@ unsafe impl Stable for Region {
     }
 }
 
+// SAFETY: the first one's, which is kept as long.
+unsafe impl<K: Exclusive, T: Send + 'static> Exclusive for (K, T) {
+    fn span(&mut self) -> Span {
+        self.0.span()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,9 +9,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
 use super::Device;
-use super::device::watch;
 use super::keep::of_id;
-use super::library::Context;
+use super::library::{Context, watch};
 use super::queue::{Completion, RawCompletions};
 use super::queue_pair::Shared as Pair;
 use crate::transport::rdma::VerbsError;

@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::io::unix::AsyncFd;
 
-use super::library::{Context, device_names};
+use super::library::{Context, device_names, watch};
 use super::memory::ProtectionDomain;
 use crate::transport::rdma::VerbsError;
 use crate::transport::rdma::endpoint::PathMtu;
@@ -137,15 +137,6 @@ impl Device {
         })?;
         Ok(Events { context: Arc::clone(&self.context), fd })
     }
-}
-
-/// Has a descriptor of the library's watched by tokio, which takes one of its own for that.
-pub(super) fn watch(owner: &impl AsFd) -> io::Result<AsyncFd<OwnedFd>> {
-    let fd = owner.as_fd().try_clone_to_owned()?;
-    let flags = rustix::fs::fcntl_getfl(&fd)?;
-    // Of the open file, so the library's own descriptor does not block either.
-    rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
-    AsyncFd::new(fd)
 }
 
 impl fmt::Debug for Device {

@@ -16,6 +16,8 @@ use std::sync::{Arc, OnceLock};
 
 use rdma_sys as ffi;
 use rdma_sys::ibv_access_flags as Flag;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use crate::memory::span::{Span, Stable};
 use crate::transport::rdma::endpoint::PathMtu;
@@ -123,6 +125,16 @@ pub(super) fn check(result: c_int) -> Result<(), i32> {
         -1 => Err(errno()),
         number => Err(number.abs()),
     }
+}
+
+/// Has a descriptor of the library's watched by tokio, which takes one of its own for that.
+pub(super) fn watch(owner: &impl AsFd) -> io::Result<AsyncFd<OwnedFd>> {
+    let fd = owner.as_fd().try_clone_to_owned()?;
+    let flags = rustix::fs::fcntl_getfl(&fd)?;
+    // Of the open file, so the library's own descriptor does not block either.
+    rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
+    // SAFETY: an open descriptor, which its owner neither closes nor replaces as long as it is in there.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
 /// The names of all devices that libibverbs can drive.
