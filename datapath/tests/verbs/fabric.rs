@@ -72,7 +72,11 @@ pub(crate) fn connect(one: &Side, other: &Side, sizes: Sizes) -> (QueuePair, Que
     try_connect(one, other, sizes).unwrap()
 }
 
-pub(crate) fn try_connect(one: &Side, other: &Side, sizes: Sizes) -> Result<(QueuePair, QueuePair), VerbsError> {
+pub(crate) fn try_connect(
+    one: &Side,
+    other: &Side,
+    sizes: Sizes,
+) -> Result<(QueuePair, QueuePair), VerbsError> {
     let first = one.domain.queue_pair(&one.queue, &one.path, sizes)?;
     let second = other.domain.queue_pair(&other.queue, &other.path, sizes)?;
     let (first_end, second_end) = (first.endpoint(), second.endpoint());

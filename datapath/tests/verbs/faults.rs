@@ -4,6 +4,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use datapath::memory::pieces::Piece;
+use datapath::transport::rdma::endpoint::PathMtu;
 use datapath::transport::rdma::reason::{Class, Reason, WorkStatus};
 use datapath::transport::rdma::verbs::{Broken, Chain, Event, MemoryRegion, QueuePair, Remote};
 use tokio::time::timeout;
@@ -17,7 +18,12 @@ const DEAD_MAX: Duration = Duration::from_secs(3);
 const BYTES: usize = 64 << 10;
 
 /// Reads once; says how long that took.
-async fn read(pair: &QueuePair, memory: &MemoryRegion, piece: Piece, from: Remote) -> (Result<Piece, Broken<Piece>>, Duration) {
+async fn read(
+    pair: &QueuePair,
+    memory: &MemoryRegion,
+    piece: Piece,
+    from: Remote,
+) -> (Result<Piece, Broken<Piece>>, Duration) {
     let mut chain = Chain::new(memory, piece);
     chain.read(0, BYTES, from).unwrap();
     #[expect(clippy::disallowed_methods, reason = "a test measures a bound")]
@@ -33,10 +39,14 @@ pub(crate) fn wrong_key() {
         let source = b.source(BYTES);
         let (memory, mut targets) = a.targets(1, BYTES);
         let right = source.remote(0);
-        let (result, _) = read(&near, &memory, targets.remove(0), Remote { key: right.key ^ 0xff00, ..right }).await;
+        let (result, _) =
+            read(&near, &memory, targets.remove(0), Remote { key: right.key ^ 0xff00, ..right }).await;
         let broken = result.unwrap_err();
         assert_eq!(broken.failure.status, Some(WorkStatus::REMOTE_ACCESS));
-        assert_eq!((broken.failure.reason, broken.failure.reason.class()), (Reason::RemoteAccess, Class::Fatal));
+        assert_eq!(
+            (broken.failure.reason, broken.failure.reason.class()),
+            (Reason::RemoteAccess, Class::Fatal)
+        );
         // Registered, but not for that.
         let (near, _far) = connect(&a, &b, SIZES);
         let (_, mut other) = a.targets(1, BYTES);
@@ -62,7 +72,10 @@ pub(crate) fn killed_peer() {
         let (result, took) = read(&near, &memory, piece, from).await;
         let broken = result.unwrap_err();
         assert_eq!(broken.failure.status, Some(WorkStatus::RETRY_EXCEEDED));
-        assert_eq!((broken.failure.reason, broken.failure.reason.class()), (Reason::PeerDead, Class::FailOver));
+        assert_eq!(
+            (broken.failure.reason, broken.failure.reason.class()),
+            (Reason::PeerDead, Class::FailOver)
+        );
         println!("a killed peer was noticed after {took:?}");
         assert!(took < DEAD_MAX, "{took:?}");
         assert!(broken.owner.is_some());
@@ -107,7 +120,10 @@ pub(crate) fn link_down() {
         let (result, took) = read(&near, &memory, targets.remove(0), source.remote(0)).await;
         let broken = result.unwrap_err();
         println!("a link that is down was noticed after {took:?}: {}", broken.failure);
-        assert_eq!((broken.failure.reason, broken.failure.reason.class()), (Reason::PortDown, Class::FailOver));
+        assert_eq!(
+            (broken.failure.reason, broken.failure.reason.class()),
+            (Reason::PortDown, Class::FailOver)
+        );
         assert!(took < DEAD_MAX, "{took:?}");
         assert_eq!(a.device.path().unwrap_err().reason, Reason::PortDown);
         drop(mended);
@@ -120,6 +136,38 @@ pub(crate) fn link_down() {
         let (memory, mut targets) = a.targets(1, BYTES);
         let (result, _) = read(&near, &memory, targets.remove(0), source.remote(0)).await;
         assert!(*result.unwrap() == *pattern(BYTES), "bytes over a mended cable");
+    });
+}
+
+/// A number for which the peer has no receive: it is asked again for a while, and then given up.
+pub(crate) fn unready_peer() {
+    run(async {
+        let (a, b) = (Side::a(), Side::b());
+        let (near, _far) = connect(&a, &b, SIZES);
+        let posted = near.try_post(Chain::message(b"too early", ()).unwrap()).unwrap();
+        let broken = timeout(PATIENCE, posted).await.unwrap().unwrap_err();
+        assert_eq!(broken.failure.status.map(WorkStatus::name), Some("RNR_RETRY_EXC_ERR"));
+        assert_eq!(broken.failure.reason, Reason::PeerDead);
+    });
+}
+
+/// Each side says what its port takes, and both keep to the smaller: otherwise nothing larger than a packet would arrive.
+pub(crate) fn unequal_mtu() {
+    run(async {
+        let (a, mut b) = (Side::a(), Side::b());
+        assert_eq!(a.path.mtu, PathMtu::Bytes4096);
+        system("ip link set vb mtu 1500");
+        let mended = Mended;
+        b.path = b.device.path().unwrap();
+        assert_eq!(b.path.mtu, PathMtu::Bytes1024);
+        for (one, other) in [(&a, &b), (&b, &a)] {
+            let (near, _far) = connect(one, other, SIZES);
+            let source = other.source(BYTES);
+            let (memory, mut targets) = one.targets(1, BYTES);
+            let (result, _) = read(&near, &memory, targets.remove(0), source.remote(0)).await;
+            assert!(*result.unwrap() == *pattern(BYTES), "bytes in smaller packets");
+        }
+        drop(mended);
     });
 }
 
@@ -148,9 +196,16 @@ pub(crate) fn black_hole() {
 
 pub(crate) fn gid_gone() {
     run(async {
-        let a = Side::a();
+        let (a, b) = (Side::a(), Side::b());
+        let (near, _far) = connect(&a, &b, SIZES);
+        let source = b.source(BYTES);
+        let (memory, mut targets) = a.targets(1, BYTES);
         let mended = Mended;
         system("ip addr flush dev va");
+        let (result, took) = read(&near, &memory, targets.remove(0), source.remote(0)).await;
+        let broken = result.unwrap_err();
+        println!("an address that is gone was noticed after {took:?}: {}", broken.failure);
+        assert_eq!(broken.failure.reason, Reason::GidMissing, "{}", broken.failure);
         let error = a.device.path().unwrap_err();
         assert_eq!(error.reason, Reason::GidMissing, "{error}: {}", error.source);
         // The kernel would take the old index.

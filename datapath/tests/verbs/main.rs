@@ -4,6 +4,11 @@
 //! One at a time, since what one does to the cable all of them feel.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "measured times are shown, and roles speak by their output"
+)]
 
 mod fabric;
 mod faults;
@@ -28,6 +33,8 @@ const TESTS: &[Test] = &[
     ("a_killed_peer_is_dead_within_the_bound", faults::killed_peer),
     ("a_stopped_peer_still_answers_reads", faults::stopped_peer),
     ("a_link_that_goes_down_is_named_and_one_that_comes_back_serves", faults::link_down),
+    ("a_peer_that_is_never_ready_is_as_good_as_dead", faults::unready_peer),
+    ("ports_of_unequal_mtu_agree_on_the_smaller", faults::unequal_mtu),
     ("lost_packets_are_a_dead_peer", faults::black_hole),
     ("an_address_that_goes_is_missed", faults::gid_gone),
     ("little_locked_memory_is_named", faults::memlock),

@@ -110,9 +110,10 @@ pub fn choose(layer: LinkLayer, table: &[Entry], netdevs: &[String]) -> Result<C
     let usable = table.iter().filter(|entry| fault(entry).is_none());
     let best = usable.min_by_key(|entry| (!entry.gid.is_ipv4() && layer == LinkLayer::Ethernet, entry.index));
     best.map(|entry| Chosen { index: entry.index, gid: entry.gid }).ok_or_else(|| {
-        let faults = table.iter().filter(|entry| !entry.gid.is_zero()).map(|entry| {
-            format!("{} at {} {}", entry.gid, entry.index, fault(entry).unwrap_or("is usable"))
-        });
+        let faults = table
+            .iter()
+            .filter(|entry| !entry.gid.is_zero())
+            .map(|entry| format!("{} at {} {}", entry.gid, entry.index, fault(entry).unwrap_or("is usable")));
         let faults: Vec<_> = faults.collect();
         let what = if faults.is_empty() { "the table is empty".to_owned() } else { faults.join("; ") };
         (Reason::GidMissing, what)
@@ -152,7 +153,9 @@ mod tests {
         table.remove(4);
         let (reason, what) = choose(LinkLayer::Ethernet, &table, &mine).unwrap_err();
         assert_eq!(reason, Reason::GidMissing);
-        for words in ["fe80::1 at 1 is link-local", "10.9.0.7 at 2 is of no interface", "10.9.0.1 at 3 is not RoCE v2"] {
+        for words in
+            ["fe80::1 at 1 is link-local", "10.9.0.7 at 2 is of no interface", "10.9.0.1 at 3 is not RoCE v2"]
+        {
             assert!(what.contains(words), "{what}");
         }
         assert_eq!(choose(LinkLayer::Ethernet, &[], &mine).unwrap_err().1, "the table is empty");

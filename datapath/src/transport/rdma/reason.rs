@@ -83,13 +83,19 @@ impl Reason {
         match self {
             Self::NotBuilt => "use a build with the feature rdma",
             Self::NoLibrary => "install libibverbs1 and ibverbs-providers in the image",
-            Self::NoDevice => "give the worker an RDMA device (a virtual function, or a shared device plugin)",
-            Self::NoUverbsNode => "let the worker open /dev/infiniband/uverbs*: device plugin, or its permissions",
+            Self::NoDevice => {
+                "give the worker an RDMA device (a virtual function, or a shared device plugin)"
+            }
+            Self::NoUverbsNode => {
+                "let the worker open /dev/infiniband/uverbs*: device plugin, or its permissions"
+            }
             Self::ProviderAbi => "install ibverbs-providers of the release that the kernel's driver needs",
             Self::Memlock => "raise the limit of locked memory (ulimit -l), or give CAP_IPC_LOCK",
             Self::GidMissing => "give the device's network interface an address in this network namespace",
             Self::GidWrong => "check the route between the two addresses, and that both are of one fabric",
-            Self::GidChanged => "nothing, if the address was changed on purpose: the lane comes back with the new one",
+            Self::GidChanged => {
+                "nothing, if the address was changed on purpose: the lane comes back with the new one"
+            }
             Self::PortDown => "check the link of the device's network interface",
             Self::PeerDead => "check the other worker, and the fabric between the two",
             Self::DeviceFatal => "look at the kernel's log for the device's driver",
@@ -158,21 +164,35 @@ impl WorkStatus {
         }
     }
 
-    /// Why it ended so. A port that is down explains whatever does not come, so it is said first.
+    /// Why it ended so. A port that cannot be reached explains whatever does not come, so it is said first; a device may also
+    /// say LOC_QP_OP_ERR of what it cannot send there (Soft-RoCE does).
     #[must_use]
-    pub const fn reason(self, port_is_up: bool) -> Reason {
-        match self.0 {
-            5 | 12 | 13 | 20 if !port_is_up => Reason::PortDown,
-            5 => Reason::Flushed,
-            // The receiver never got ready: as good as silent.
-            12 | 13 | 20 => Reason::PeerDead,
-            9 | 10 => Reason::RemoteAccess,
-            // The peer's device could not finish it, or gave up: its own trouble.
-            11 | 16 => Reason::PeerDead,
-            19 => Reason::DeviceFatal,
+    pub const fn reason(self, way: Way) -> Reason {
+        match (self.0, way) {
+            (2 | 5 | 12 | 13 | 20, Way::PortDown) => Reason::PortDown,
+            (2 | 5 | 12 | 13 | 20, Way::GidMissing) => Reason::GidMissing,
+            (2 | 5 | 12 | 13 | 20, Way::GidChanged) => Reason::GidChanged,
+            (5, Way::Open) => Reason::Flushed,
+            // The receiver never got ready: as good as silent. Or the peer's device could not finish, or gave up.
+            (11 | 12 | 13 | 16 | 20, _) => Reason::PeerDead,
+            (9 | 10, _) => Reason::RemoteAccess,
+            (19, _) => Reason::DeviceFatal,
             _ => Reason::Misuse,
         }
     }
+}
+
+/// How a port is when something of it has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// It is up, and has the address that the queue pair was made with.
+    Open,
+    /// It is down.
+    PortDown,
+    /// It is up, without the address.
+    GidMissing,
+    /// It is up, and has another address there.
+    GidChanged,
 }
 
 impl fmt::Display for WorkStatus {
@@ -269,18 +289,26 @@ mod tests {
 
     #[test]
     fn a_silent_peer_is_another_lanes_business_and_a_wrong_key_is_not() {
-        let class = |status: u32, up| WorkStatus(status).reason(up).class();
+        let class = |status: u32, way| WorkStatus(status).reason(way).class();
         for status in [5, 11, 12, 13, 16, 19, 20] {
-            assert_eq!(class(status, true), Class::FailOver, "{}", WorkStatus(status));
+            assert_eq!(class(status, Way::Open), Class::FailOver, "{}", WorkStatus(status));
         }
-        for status in [1, 2, 4, 6, 7, 8, 9, 10, 21, 99] {
-            assert_eq!(class(status, true), Class::Fatal, "{}", WorkStatus(status));
-            assert_eq!(class(status, false), Class::Fatal, "a port that is down hides no mistake");
+        for status in [1, 4, 6, 7, 8, 9, 10, 21, 99] {
+            for way in [Way::Open, Way::PortDown, Way::GidMissing, Way::GidChanged] {
+                assert_eq!(
+                    class(status, way),
+                    Class::Fatal,
+                    "{}: a port hides no mistake",
+                    WorkStatus(status)
+                );
+            }
         }
-        assert_eq!(WorkStatus::RETRY_EXCEEDED.reason(true), Reason::PeerDead);
-        assert_eq!(WorkStatus::RETRY_EXCEEDED.reason(false), Reason::PortDown);
-        assert_eq!(WorkStatus::FLUSHED.reason(false), Reason::PortDown);
-        assert_eq!(WorkStatus::REMOTE_ACCESS.reason(true), Reason::RemoteAccess);
+        assert_eq!(WorkStatus::RETRY_EXCEEDED.reason(Way::Open), Reason::PeerDead);
+        assert_eq!(WorkStatus::RETRY_EXCEEDED.reason(Way::PortDown), Reason::PortDown);
+        assert_eq!(WorkStatus::FLUSHED.reason(Way::GidMissing), Reason::GidMissing);
+        assert_eq!(WorkStatus(2).reason(Way::GidChanged), Reason::GidChanged);
+        assert_eq!(WorkStatus(2).reason(Way::Open), Reason::Misuse);
+        assert_eq!(WorkStatus::REMOTE_ACCESS.reason(Way::Open), Reason::RemoteAccess);
     }
 
     #[test]

@@ -48,7 +48,8 @@ pub fn devices(root: &Path) -> Vec<Device> {
             let folder = root.join("class/infiniband").join(&name);
             let numa_node = read(&folder.join("device/numa_node")).and_then(|text| text.parse().ok());
             let numbers = names(&folder.join("ports"));
-            let mut ports: Vec<_> = numbers.iter().filter_map(|number| port(&folder, number.parse().ok()?)).collect();
+            let mut ports: Vec<_> =
+                numbers.iter().filter_map(|number| port(&folder, number.parse().ok()?)).collect();
             ports.sort_by_key(|port| port.number);
             Device { name, numa_node, ports }
         })
@@ -86,7 +87,8 @@ fn gid(port: &Path, index: u16) -> Option<Entry> {
     let place = |folder: &str| -> PathBuf { port.join(folder).join(index.to_string()) };
     let index = u8::try_from(index).ok()?;
     // An empty place of an adapter's table cannot be read on some kernels, and is there nevertheless.
-    let gid = read(&place("gids")).map_or_else(|| place("gids").exists().then(Gid::default), |text| Gid::parse(&text))?;
+    let gid = read(&place("gids"))
+        .map_or_else(|| place("gids").exists().then(Gid::default), |text| Gid::parse(&text))?;
     // Both cannot be read (EINVAL) where the address is of another network namespace: then it is not mine.
     let is_roce_v2 = read(&place("gid_attrs/types")).is_some_and(|text| text == "RoCE v2");
     let netdev = read(&place("gid_attrs/ndevs")).filter(|name| !name.is_empty());
@@ -121,7 +123,8 @@ mod tests {
 
     fn roce(root: &Path) {
         let port = "class/infiniband/mlx5_2/ports/1";
-        let (zero, link_local) = ("0000:0000:0000:0000:0000:0000:0000:0000\n", "fe80:0000:0000:0000:0000:00ff:fe00:0001\n");
+        let (zero, link_local) =
+            ("0000:0000:0000:0000:0000:0000:0000:0000\n", "fe80:0000:0000:0000:0000:00ff:fe00:0001\n");
         let ipv4 = "0000:0000:0000:0000:0000:ffff:0a09:0001\n";
         for (index, gid, kind, netdev) in [
             (0, link_local, "IB/RoCE v1\n", "net1\n"),

@@ -102,15 +102,28 @@ impl<K> Chain<K> {
     ///
     /// # Errors
     /// As for [`Chain::write`].
-    pub fn write_and_tell(&mut self, at: usize, len: usize, to: Remote, number: u32) -> Result<(), ChainError> {
+    pub fn write_and_tell(
+        &mut self,
+        at: usize,
+        len: usize,
+        to: Remote,
+        number: u32,
+    ) -> Result<(), ChainError> {
         self.push_write(at, len, to, Some(number))
     }
 
-    fn push_write(&mut self, at: usize, len: usize, to: Remote, immediate: Option<u32>) -> Result<(), ChainError> {
+    fn push_write(
+        &mut self,
+        at: usize,
+        len: usize,
+        to: Remote,
+        immediate: Option<u32>,
+    ) -> Result<(), ChainError> {
         let memory = self.memory.as_ref().ok_or(ChainError::OutOfRange)?;
         let part = memory.span().part(at, len).ok_or(ChainError::OutOfRange)?;
         let bytes = registered(memory, part.address, len)?;
-        self.requests.push(Planned { verb: Verb::Write { address: to.address, rkey: to.key, immediate }, bytes });
+        self.requests
+            .push(Planned { verb: Verb::Write { address: to.address, rkey: to.key, immediate }, bytes });
         Ok(())
     }
 

@@ -78,8 +78,7 @@ impl CompletionQueue {
             reason: Reason::Refused,
             source,
         })?;
-        let inner =
-            Arc::new(Inner { raw, capacity, registry: Mutex::default(), batch: Mutex::default() });
+        let inner = Arc::new(Inner { raw, capacity, registry: Mutex::default(), batch: Mutex::default() });
         let driver = tokio::spawn(drive(Arc::clone(&inner), fd));
         Ok(Arc::new(Self { inner, driver }))
     }

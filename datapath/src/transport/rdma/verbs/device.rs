@@ -81,7 +81,11 @@ impl Device {
         };
         let netdevs = sysfs::netdevs(root);
         let mut first = None;
-        for port in sysfs::devices(root).into_iter().filter(|found| found.name == self.name()).flat_map(|found| found.ports) {
+        for port in sysfs::devices(root)
+            .into_iter()
+            .filter(|found| found.name == self.name())
+            .flat_map(|found| found.ports)
+        {
             let found = if port.is_up {
                 choose(port.layer, &port.gids, &netdevs)
             } else {
@@ -102,7 +106,9 @@ impl Device {
                 Err((reason, what)) => _ = first.get_or_insert_with(|| fault(reason, what)),
             }
         }
-        Err(first.unwrap_or_else(|| fault(Reason::NoDevice, "it has no port below /sys/class/infiniband".to_owned())))
+        Err(first.unwrap_or_else(|| {
+            fault(Reason::NoDevice, "it has no port below /sys/class/infiniband".to_owned())
+        }))
     }
 
     /// Whether a port carries packets now.

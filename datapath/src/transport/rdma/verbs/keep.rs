@@ -72,9 +72,7 @@ impl<K: Send + 'static> Kept for Keeping<K> {
         let Self { owner, memory, done } = *self;
         drop(memory);
         let answer = match result {
-            Ok((bytes, number)) => {
-                Ok(Received { owner, bytes: usize::try_from(bytes).unwrap_or(0), number })
-            }
+            Ok((bytes, number)) => Ok(Received { owner, bytes: usize::try_from(bytes).unwrap_or(0), number }),
             Err(failure) => Err(Broken { failure, owner: Some(owner) }),
         };
         // The future may be gone: then the owner is dropped here, now that it may.
@@ -211,7 +209,9 @@ mod tests {
 
     #[test]
     fn a_requests_name_is_read_back() {
-        for (number, kind, sequence) in [(0, Kind::Send, 0), (7, Kind::Receive, 9), (u32::MAX, Kind::Send, SEQUENCE_MASK)] {
+        for (number, kind, sequence) in
+            [(0, Kind::Send, 0), (7, Kind::Receive, 9), (u32::MAX, Kind::Send, SEQUENCE_MASK)]
+        {
             assert_eq!(of_id(id(number, kind, sequence)), (number, kind, sequence));
         }
     }

@@ -96,9 +96,11 @@ impl Library {
         let library = unsafe { libloading::Library::new(LIBRARY) }?;
         let call = Functions::load(&library)?;
         // SAFETY: the type is the header's for that name.
-        let ordered = unsafe { library.get::<RegisterOrdered>(b"ibv_reg_mr_iova2") }.ok().map(|symbol| *symbol);
+        let ordered =
+            unsafe { library.get::<RegisterOrdered>(b"ibv_reg_mr_iova2") }.ok().map(|symbol| *symbol);
         // SAFETY: the type is the header's for that name.
-        let dmabuf = unsafe { library.get::<RegisterDmaBuf>(b"ibv_reg_dmabuf_mr") }.ok().map(|symbol| *symbol);
+        let dmabuf =
+            unsafe { library.get::<RegisterDmaBuf>(b"ibv_reg_dmabuf_mr") }.ok().map(|symbol| *symbol);
         Ok(Self { call, ibv_reg_mr_iova2: ordered, ibv_reg_dmabuf_mr: dmabuf, _library: library })
     }
 
@@ -108,7 +110,12 @@ impl Library {
         let loaded = LOADED.get_or_init(|| Self::open().map_err(|error| error.to_string()));
         loaded.as_ref().map_err(|message| {
             let source = io::Error::new(io::ErrorKind::NotFound, message.clone());
-            VerbsError { operation: Operation::Open, device: LIBRARY.to_owned(), reason: Reason::NoLibrary, source }
+            VerbsError {
+                operation: Operation::Open,
+                device: LIBRARY.to_owned(),
+                reason: Reason::NoLibrary,
+                source,
+            }
         })
     }
 }
@@ -155,7 +162,7 @@ fn with_devices<T>(
     }
     for at in 0..usize::try_from(count).unwrap_or(0) {
         // SAFETY: the list has that many devices.
-        let device = unsafe { *list.add(at) };
+        let device = unsafe { *list.wrapping_add(at) };
         // SAFETY: a device of the list.
         let text = unsafe { (library.call.ibv_get_device_name)(device) };
         // SAFETY: a C string that lives as long as the device.
@@ -194,6 +201,19 @@ pub(super) struct PortFacts {
     pub(super) message_bytes_max: u32,
 }
 
+/// `ibv_async_event`, whose declaration has an enumeration for its kind: a newer library may know more of them.
+#[repr(C, align(8))]
+struct RawEvent {
+    /// A union: of a pointer to the object that it is about, or of a port's number.
+    element: [c_int; 2],
+    kind: u32,
+}
+
+const _: () = {
+    assert!(size_of::<RawEvent>() == size_of::<ffi::ibv_async_event>());
+    assert!(align_of::<RawEvent>() == align_of::<ffi::ibv_async_event>());
+};
+
 impl Context {
     pub(super) fn open(wanted: &str) -> Result<Arc<Self>, VerbsError> {
         let library = Library::get()?;
@@ -202,7 +222,12 @@ impl Context {
             let Some((name, device)) = devices.iter().find(|(name, _)| name == wanted) else {
                 let source = io::Error::new(io::ErrorKind::NotFound, "there is no device of that name");
                 let device = wanted.to_owned();
-                return Err(VerbsError { operation: Operation::Open, device, reason: Reason::NoDevice, source });
+                return Err(VerbsError {
+                    operation: Operation::Open,
+                    device,
+                    reason: Reason::NoDevice,
+                    source,
+                });
             };
             // SAFETY: a device of a list that is not freed yet.
             let raw = unsafe { (library.call.ibv_open_device)(*device) };
@@ -257,19 +282,15 @@ impl Context {
 
     /// What has happened since, if anything; for a descriptor that does not block. Acknowledged at once.
     pub(super) fn event(&self) -> io::Result<(u32, u8)> {
-        let mut event = MaybeUninit::<ffi::ibv_async_event>::zeroed();
-        // SAFETY: an open context; the event is written on success.
-        let result = unsafe { (self.library.call.ibv_get_async_event)(self.raw.as_ptr(), event.as_mut_ptr()) };
-        if result != 0 {
+        let mut event = RawEvent { element: [0; 2], kind: 0 };
+        let raw = (&raw mut event).cast::<ffi::ibv_async_event>();
+        // SAFETY: an open context; the event, which is laid out as the library's, is written on success.
+        if unsafe { (self.library.call.ibv_get_async_event)(self.raw.as_ptr(), raw) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        // Not by its type, an enumeration: a newer library may know more kinds.
-        // SAFETY: a C enumeration has the size of an int, and was written.
-        let kind = unsafe { (&raw const (*event.as_ptr()).event_type).cast::<u32>().read() };
-        // SAFETY: the union's bytes were zeroed and then written; whatever they mean, they are bytes of an int.
-        let port = unsafe { (*event.as_ptr()).element.port_num };
         // SAFETY: the event that was just taken, acknowledged once.
-        unsafe { (self.library.call.ibv_ack_async_event)(event.as_mut_ptr()) };
+        unsafe { (self.library.call.ibv_ack_async_event)(raw) };
+        let (kind, port) = (event.kind, event.element[0]);
         // Only events of ports have one there.
         Ok((kind, u8::try_from(port).unwrap_or(0)))
     }
@@ -355,7 +376,11 @@ impl Registration {
     ///
     ///  With relaxed ordering where the device has it: what was written is only looked at after its
     /// completion, which no device lets overtake the data.
-    pub(super) fn host(domain: &Arc<Domain>, memory: Arc<dyn Stable>, flags: Flag) -> Result<Self, VerbsError> {
+    pub(super) fn host(
+        domain: &Arc<Domain>,
+        memory: Arc<dyn Stable>,
+        flags: Flag,
+    ) -> Result<Self, VerbsError> {
         let (context, span) = (&domain.context, memory.span());
         let address = ptr::with_exposed_provenance_mut::<c_void>(span.address);
         let raw = if let Some(register) = context.library.ibv_reg_mr_iova2 {
@@ -372,7 +397,13 @@ impl Registration {
     }
 
     /// Registers another device's memory; addresses in it count from 0.
-    pub(super) fn dmabuf(domain: &Arc<Domain>, file: OwnedFd, offset: u64, len: usize, flags: Flag) -> Result<Self, VerbsError> {
+    pub(super) fn dmabuf(
+        domain: &Arc<Domain>,
+        file: OwnedFd,
+        offset: u64,
+        len: usize,
+        flags: Flag,
+    ) -> Result<Self, VerbsError> {
         let fault = |errno| domain.context.fault(Operation::Register, errno);
         let register = domain.context.library.ibv_reg_dmabuf_mr.ok_or_else(|| fault(EOPNOTSUPP))?;
         let flags = c_int::try_from(flags.0 | Flag::IBV_ACCESS_RELAXED_ORDERING.0).unwrap_or(0);

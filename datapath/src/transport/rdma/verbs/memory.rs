@@ -75,7 +75,12 @@ impl ProtectionDomain {
     ///
     /// # Errors
     /// When the driver refuses.
-    pub fn register_dmabuf(&self, file: OwnedFd, offset: u64, len: usize) -> Result<MemoryRegion, VerbsError> {
+    pub fn register_dmabuf(
+        &self,
+        file: OwnedFd,
+        offset: u64,
+        len: usize,
+    ) -> Result<MemoryRegion, VerbsError> {
         let access = Access { local_write: true, remote_read: true };
         let flags = access.flags() | Flag::IBV_ACCESS_REMOTE_WRITE;
         let registration = Registration::dmabuf(&self.domain, file, offset, len, flags)?;
@@ -86,7 +91,12 @@ impl ProtectionDomain {
     ///
     /// # Errors
     /// When the driver refuses, or the path's address has gone or changed.
-    pub fn queue_pair(&self, queue: &Arc<CompletionQueue>, path: &Path, sizes: Sizes) -> Result<Unconnected, VerbsError> {
+    pub fn queue_pair(
+        &self,
+        queue: &Arc<CompletionQueue>,
+        path: &Path,
+        sizes: Sizes,
+    ) -> Result<Unconnected, VerbsError> {
         Unconnected::new(&self.domain, queue, path, sizes)
     }
 }
@@ -129,6 +139,9 @@ impl MemoryRegion {
 
 impl fmt::Debug for MemoryRegion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryRegion").field("bytes", &self.span.len).field("access", &self.access).finish_non_exhaustive()
+        f.debug_struct("MemoryRegion")
+            .field("bytes", &self.span.len)
+            .field("access", &self.access)
+            .finish_non_exhaustive()
     }
 }

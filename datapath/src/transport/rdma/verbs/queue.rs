@@ -190,7 +190,11 @@ pub(super) struct Request<'bytes> {
 /// The bytes here that one is about.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Local<'bytes> {
-    Registered { address: u64, len: u32, lkey: u32 },
+    Registered {
+        address: u64,
+        len: u32,
+        lkey: u32,
+    },
     /// Copied when it is posted.
     Inline(&'bytes [u8]),
 }
@@ -308,8 +312,7 @@ impl RawPair {
             // SAFETY: inside the vector, which nothing else reaches meanwhile.
             let request = unsafe { &mut *first.wrapping_add(at) };
             request.sg_list = places.wrapping_add(at);
-            request.next =
-                if at + 1 < requests.len() { first.wrapping_add(at + 1) } else { ptr::null_mut() };
+            request.next = if at + 1 < requests.len() { first.wrapping_add(at + 1) } else { ptr::null_mut() };
         }
         if requests.is_empty() {
             return Ok(());
@@ -323,7 +326,8 @@ impl RawPair {
         // name stays as long as the device needs it, as the caller promises.
         check(unsafe { post(self.raw.as_ptr(), first, &raw mut bad) }).map_err(|errno| {
             // Not told where it stopped, it counts as having taken all: then all of the memory is kept.
-            let distance = bad.addr().checked_sub(first.addr()).map(|bytes| bytes / size_of::<ffi::ibv_send_wr>());
+            let distance =
+                bad.addr().checked_sub(first.addr()).map(|bytes| bytes / size_of::<ffi::ibv_send_wr>());
             let taken = distance.filter(|&taken| taken < requests.len()).unwrap_or(requests.len());
             (taken, fault(errno))
         })
@@ -337,7 +341,8 @@ impl RawPair {
         let mut into_place = into.map(place);
         let list = into_place.as_mut().map_or(ptr::null_mut(), ptr::from_mut);
         let count = c_int::from(into.is_some());
-        let mut request = ffi::ibv_recv_wr { wr_id: id, next: ptr::null_mut(), sg_list: list, num_sge: count };
+        let mut request =
+            ffi::ibv_recv_wr { wr_id: id, next: ptr::null_mut(), sg_list: list, num_sge: count };
         let context = &self.domain.context;
         let fault = |errno| context.fault(Operation::Post, errno);
         // SAFETY: a live context.

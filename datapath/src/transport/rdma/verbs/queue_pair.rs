@@ -23,7 +23,7 @@ use super::{MemoryRegion, Path};
 use crate::memory::span::Exclusive;
 use crate::transport::rdma::VerbsError;
 use crate::transport::rdma::endpoint::{Endpoint, PSN_MASK};
-use crate::transport::rdma::reason::{Operation, Reason};
+use crate::transport::rdma::reason::{Operation, Reason, Way};
 
 /// Of a queue's requests that are not the last of a chain, each one of this many tells that it has ended: room comes back in the
 /// middle of a long chain, and most requests cost no completion.
@@ -102,20 +102,40 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether no failure is known, or only such as have a cause that may come by another queue, and later.
+    fn wants_cause(&self) -> bool {
+        self.lock().cause.is_none_or(|known| known.reason == Reason::Flushed && known.status.is_some())
+    }
+
+    /// How its port is now.
+    fn way(&self) -> Way {
+        if !self.context.port(self.path.port).is_ok_and(|port| port.is_up) {
+            return Way::PortDown;
+        }
+        match self.context.gid(self.path.port, self.path.gid.index) {
+            Ok(gid) if gid == self.path.gid.gid => Way::Open,
+            Ok(gid) if !gid.is_zero() => Way::GidChanged,
+            _ => Way::GidMissing,
+        }
+    }
+
     /// A request has ended, and with it all before it in its queue.
-    pub(super) fn complete(&self, kind: Kind, sequence: u32, completion: &Completion, ended: &mut Vec<Ended>) {
-        // Asked before the lock is taken, and only when something has failed: it is a system call.
-        let is_up = completion.result.is_ok() || self.context.port(self.path.port).is_ok_and(|port| port.is_up);
+    pub(super) fn complete(
+        &self,
+        kind: Kind,
+        sequence: u32,
+        completion: &Completion,
+        ended: &mut Vec<Ended>,
+    ) {
+        // Asked before the lock is taken, and only of what may be a first cause: these are system calls.
+        let cause = completion
+            .result
+            .err()
+            .filter(|_| self.wants_cause())
+            .map(|status| Failure { reason: status.reason(self.way()), status: Some(status) });
         let mut state = self.lock();
-        if let Err(status) = completion.result {
-            let cause = Failure { reason: status.reason(is_up), status: Some(status) };
-            // What was flushed has a cause that may come by another queue, and later.
-            let is_better = state.cause.is_none_or(|known| {
-                known.reason == Reason::Flushed && known.status.is_some() && cause.reason != Reason::Flushed
-            });
-            if is_better {
-                state.cause = Some(cause);
-            }
+        if cause.is_some_and(|cause| state.cause.is_none() || cause.reason != Reason::Flushed) {
+            state.cause = cause;
         }
         let cause = state.cause;
         let queue = if kind == Kind::Send { &mut state.sends } else { &mut state.receives };
@@ -125,9 +145,7 @@ impl Shared {
             let Some(kept) = kept else { continue };
             // Those before it did not say that they ended: so they went well.
             let result = match (at + 1 == count, completion.result, cause) {
-                (true, Err(status), cause) => {
-                    Err(cause.unwrap_or(Failure { reason: status.reason(is_up), status: Some(status) }))
-                }
+                (true, Err(_), cause) => Err(cause.unwrap_or(FLUSHED)),
                 _ => Ok((completion.bytes, completion.immediate)),
             };
             ended.push((kept, result));
@@ -200,7 +218,8 @@ impl Shared {
 
     /// Whether a chain could ever be taken.
     fn check<K>(&self, chain: &Chain<K>) -> Result<u32, Refusal> {
-        let is_mine = chain.memory.as_ref().is_none_or(|memory| Arc::ptr_eq(&memory.registration.domain, &self.domain));
+        let is_mine =
+            chain.memory.as_ref().is_none_or(|memory| Arc::ptr_eq(&memory.registration.domain, &self.domain));
         let fits = |planned: &Planned| match planned.bytes {
             Bytes::Registered { len, .. } => len <= self.path.message_bytes_max,
             Bytes::Inline(_) => true,
@@ -244,7 +263,11 @@ impl Shared {
         Ok(Receiving(answer))
     }
 
-    fn receive_into<K: Exclusive>(&self, memory: &MemoryRegion, mut owner: K) -> Result<Receiving<K>, Refused<K>> {
+    fn receive_into<K: Exclusive>(
+        &self,
+        memory: &MemoryRegion,
+        mut owner: K,
+    ) -> Result<Receiving<K>, Refused<K>> {
         let is_mine = Arc::ptr_eq(&memory.registration.domain, &self.domain);
         match place(memory, owner.span()) {
             Ok(bytes) if is_mine => self.receive(Some((memory, bytes)), owner),
@@ -262,7 +285,10 @@ impl Shared {
         let kept = [state.sends.clear(), state.receives.clear()].into_iter().flatten();
         drop(state);
         if result.is_err() {
-            tracing::error!(device = self.context.name, "a queue pair stays, and what it may still write to is never freed");
+            tracing::error!(
+                device = self.context.name,
+                "a queue pair stays, and what it may still write to is never freed"
+            );
             kept.for_each(|kept| kept.leak(failure));
             Box::leak(Box::new(raw));
         } else {
@@ -321,7 +347,8 @@ impl Unconnected {
             mtu: path.mtu,
             reads: context.reads_max()?,
         };
-        let state = State { raw: Some(raw), sends: Queue::default(), receives: Queue::default(), cause: None };
+        let state =
+            State { raw: Some(raw), sends: Queue::default(), receives: Queue::default(), cause: None };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
             room: Semaphore::new(usize::try_from(sizes.sends).unwrap_or(0)),
@@ -347,7 +374,11 @@ impl Unconnected {
     ///
     /// # Errors
     /// As there.
-    pub fn receive_into<K: Exclusive>(&self, memory: &MemoryRegion, owner: K) -> Result<Receiving<K>, Refused<K>> {
+    pub fn receive_into<K: Exclusive>(
+        &self,
+        memory: &MemoryRegion,
+        owner: K,
+    ) -> Result<Receiving<K>, Refused<K>> {
         self.shared.receive_into(memory, owner)
     }
 
@@ -423,7 +454,11 @@ impl QueuePair {
     ///
     /// # Errors
     /// When as many receives as fit are waiting, the memory is not for that, or the queue pair has failed.
-    pub fn receive_into<K: Exclusive>(&self, memory: &MemoryRegion, owner: K) -> Result<Receiving<K>, Refused<K>> {
+    pub fn receive_into<K: Exclusive>(
+        &self,
+        memory: &MemoryRegion,
+        owner: K,
+    ) -> Result<Receiving<K>, Refused<K>> {
         self.shared.receive_into(memory, owner)
     }
 
