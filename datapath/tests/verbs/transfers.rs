@@ -192,7 +192,7 @@ pub(crate) fn a_dropped_future() {
 
 pub(crate) fn giving_up() {
     run(async {
-        const LONG: usize = 8 * BYTES;
+        const LONG: usize = 4 * BYTES;
         let (a, b) = (Side::a(), Side::b());
         let (near, _far) = connect(&a, &b, SIZES);
         let source = b.source(LONG);
