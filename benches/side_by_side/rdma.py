@@ -13,7 +13,7 @@ import time
 from common import host, interleave, medians, parser, table, write_json
 
 # Bytes, how many, and how many under way.
-SHAPES = [(4 << 10, 3000, 64), (64 << 10, 400, 16), (1 << 20, 32, 16)]
+SHAPES = [(4 << 10, 6000, 64), (64 << 10, 800, 16), (1 << 20, 64, 16)]
 ADDRESS = "10.9.0.2"
 # A guest without a clock's interrupts for a moment hangs on for minutes otherwise.
 PATIENCE = 60

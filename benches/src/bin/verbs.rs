@@ -8,8 +8,9 @@
 )]
 
 use std::collections::VecDeque;
+use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use datapath::memory::Block;
 use datapath::memory::host::Region;
@@ -55,14 +56,17 @@ struct Run {
     chain: usize,
 }
 
-/// Keeps the queue full until all requests have ended; `plan` makes a chain of an owner that is free.
-async fn pump<K: Send + 'static>(
+/// Keeps the queue full until all requests have ended, and says how long that took, as perftest does: without what is made
+/// before. `plan` makes a chain of an owner that is free.
+async fn pump<K: Send + Debug + 'static>(
     run: &Run,
     pair: &QueuePair,
     mut owners: Vec<K>,
     plan: impl Fn(K) -> Chain<K>,
-) {
+) -> Duration {
     let mut under_way: VecDeque<Posted<K>> = VecDeque::new();
+    #[expect(clippy::disallowed_methods, reason = "a bench measures time")]
+    let start = Instant::now();
     for _ in 0..run.count.div_ceil(run.chain) {
         let owner = match owners.pop() {
             Some(owner) => owner,
@@ -73,9 +77,10 @@ async fn pump<K: Send + 'static>(
     for posted in under_way {
         posted.await.unwrap();
     }
+    start.elapsed()
 }
 
-async fn read(run: &Run, near: &Side, far: &Side) {
+async fn read(run: &Run, near: &Side, far: &Side) -> Duration {
     let (pair, _other) = connect(near, far, u32::try_from(run.depth).unwrap());
     let source = Arc::new(Block::with_len(run.bytes));
     let source = far.domain.register(source, Access { remote_read: true, ..Access::default() }).unwrap();
@@ -91,10 +96,10 @@ async fn read(run: &Run, near: &Side, far: &Side) {
         }
         chain
     })
-    .await;
+    .await
 }
 
-async fn write(run: &Run, near: &Side, far: &Side) {
+async fn write(run: &Run, near: &Side, far: &Side) -> Duration {
     let (pair, _other) = connect(near, far, u32::try_from(run.depth).unwrap());
     let source = near.domain.register(Arc::new(Block::with_len(run.bytes)), Access::default()).unwrap();
     let region = Region::create(run.bytes.next_multiple_of(PAGE_BYTES)).unwrap();
@@ -106,7 +111,7 @@ async fn write(run: &Run, near: &Side, far: &Side) {
         }
         chain
     })
-    .await;
+    .await
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 1)]
@@ -116,12 +121,10 @@ async fn main() {
     let (bytes, count, depth) = (number(1), number(2), number(3));
     let run = Run { bytes, count, depth, chain: (depth / 2).clamp(1, SIGNAL_EVERY) };
     let (near, far) = (side("rxe_a"), side("rxe_b"));
-    #[expect(clippy::disallowed_methods, reason = "a bench measures time")]
-    let start = Instant::now();
-    match arguments[0].as_str() {
+    let took = match arguments[0].as_str() {
         "read" => read(&run, &near, &far).await,
         _ => write(&run, &near, &far).await,
-    }
+    };
     let mib = (run.count.next_multiple_of(run.chain) * bytes) as f64 / f64::from(1 << 20);
-    println!("{:.3}", mib / start.elapsed().as_secs_f64());
+    println!("{:.3}", mib / took.as_secs_f64());
 }
