@@ -114,7 +114,7 @@ async fn write(run: &Run, near: &Side, far: &Side) -> Duration {
     .await
 }
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 1)]
+#[tokio::main(flavor = "current_thread")]
 async fn main() {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let number = |at: usize| arguments[at].parse::<usize>().unwrap();
