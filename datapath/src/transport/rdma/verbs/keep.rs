@@ -168,6 +168,9 @@ impl<K> Answer<K> {
 }
 
 /// A chain under way. Gives its owner back; dropped, it stops waiting, and the owner is dropped when the device is done with it.
+///
+/// It has no deadline of its own, as a device may go on for long without saying so: whoever waits has one, and then gives the queue
+/// pair up ([`QueuePair::fail`](super::QueuePair::fail)), which brings everything back.
 #[must_use = "whoever does not wait does not know that it has ended"]
 pub struct Posted<K>(pub(super) Answer<K>);
 
