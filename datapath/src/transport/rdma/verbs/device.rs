@@ -208,3 +208,20 @@ impl fmt::Debug for Events {
         f.debug_struct("Events").field("device", &self.context.name).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_host_has_devices_or_says_why_not() {
+        let why = Device::list().map_err(|error| error.reason);
+        let is_named = matches!(
+            why,
+            Ok(_) | Err(Reason::NoLibrary | Reason::NoDevice | Reason::NoUverbsNode | Reason::ProviderAbi)
+        );
+        assert!(is_named, "{why:?}");
+        let missing = Device::open("no such device").unwrap_err();
+        assert!(matches!(missing.reason, Reason::NoLibrary | Reason::NoDevice) || why.is_err(), "{missing}");
+    }
+}

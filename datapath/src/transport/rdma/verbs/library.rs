@@ -156,9 +156,14 @@ fn with_devices<T>(
     let mut count = 0;
     // SAFETY: the count is written on success.
     let list = unsafe { (library.call.ibv_get_device_list)(&raw mut count) };
-    let (name, mut devices) = (|| "devices".to_owned(), Vec::new());
+    let none = |source| {
+        let reason = of_empty_list(sysfs::emptiness(Path::new(sysfs::SYSFS), Path::new(sysfs::NODES)));
+        VerbsError { operation: Operation::Open, device: "devices".to_owned(), reason, source }
+    };
+    let mut devices = Vec::new();
     if list.is_null() {
-        return Err(VerbsError::of(Operation::Open, name(), errno()));
+        // Where the kernel has no RDMA at all, there is not even an empty list.
+        return Err(none(io::Error::last_os_error()));
     }
     for at in 0..usize::try_from(count).unwrap_or(0) {
         // SAFETY: the list has that many devices.
@@ -169,9 +174,7 @@ fn with_devices<T>(
         devices.push((unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned(), device));
     }
     let result = if devices.is_empty() {
-        let reason = of_empty_list(sysfs::emptiness(Path::new(sysfs::SYSFS), Path::new(sysfs::NODES)));
-        let source = io::Error::new(io::ErrorKind::NotFound, "libibverbs lists none");
-        Err(VerbsError { operation: Operation::Open, device: name(), reason, source })
+        Err(none(io::Error::new(io::ErrorKind::NotFound, "libibverbs lists none")))
     } else {
         take(&devices)
     };
