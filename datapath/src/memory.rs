@@ -5,6 +5,9 @@
 //! read that fills them (about 0.1 CPU-s/GB of page faults).
 
 pub mod host;
+pub mod landing;
+pub mod pieces;
+pub mod span;
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};

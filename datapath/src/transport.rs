@@ -11,6 +11,7 @@ use crate::session::Failure;
 
 pub mod local;
 pub mod quic;
+pub mod rdma;
 
 /// Bytes copied before their checksum is computed: they are still in a core's first-level cache then.
 pub const COPY_STEP_BYTES: usize = 32 << 10;

@@ -131,6 +131,26 @@ impl Region {
         self.pages
     }
 
+    /// Its first byte. No right to touch it comes with that.
+    pub(super) fn base(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    /// The bytes `offset..offset + len`, for reading.
+    ///
+    /// # Safety
+    /// For the life of the result nobody writes to any of these bytes.
+    ///
+    /// # Panics
+    /// When the range does not lie inside the region.
+    pub(super) unsafe fn slice(&self, offset: usize, len: usize) -> &[u8] {
+        assert!(offset <= self.bytes && len <= self.bytes - offset, "a piece lies inside its region");
+        // SAFETY: the assertion keeps the offset inside the mapping.
+        let start = unsafe { self.base.add(offset) };
+        // SAFETY: mapped, initialised and alive as in `slice_mut`; the caller guarantees that nobody writes.
+        unsafe { std::slice::from_raw_parts(start.as_ptr(), len) }
+    }
+
     /// The bytes `offset..offset + len`, for writing.
     ///
     /// # Safety

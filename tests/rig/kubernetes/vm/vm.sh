@@ -14,6 +14,9 @@ vm_memory_mib=2800
 vm_cpus=6            # three on each NUMA node, of which one is kept for the system
 vm_functions=2       # virtual functions of each NIC, of 7
 vm_gpus=3            # stand-ins for GPUs, on each NUMA node
+# What the guest's kernel loads (tests/rig/vm).
+# shellcheck disable=SC2034
+vm_modules=(virtio_pci 9pnet_virtio 9p overlay veth bridge virtio_net virtio_rng igb igbvf)
 # In tenths of a second: one minute alone, and ten times that beside compilers.
 vm_patience=9000
 

@@ -1,10 +1,13 @@
-# Debian's kernel and a first root for the emulated machine; made once and kept.
+# Debian's kernel and a first root for an emulated machine; made once and kept.
 # shellcheck shell=bash
+#
+# Sourced by a rig, which has `die`, and has set `cache` (the folder that keeps it) and `vm_modules` (the kernel's modules in
+# the order in which they are loaded, with what they depend on: the guest has no udev). Gives vm_kernel, which leaves vmlinuz
+# and initrd.gz in $vm_cache.
 
-vm_cache=$cache/vm-$(cat "$here/vm/kernel.sh" "$here/vm/init" | sha256sum | cut -c1-16)
-
-# Loaded in this order, with what they depend on: the guest has no udev.
-vm_modules=(virtio_pci 9pnet_virtio 9p overlay veth bridge virtio_net virtio_rng igb igbvf)
+vm_folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck disable=SC2154 # set by the rig
+vm_cache=$cache/vm-$({ cat "$vm_folder/kernel.sh" "$vm_folder/init" && echo "${vm_modules[@]}"; } | sha256sum | cut -c1-16)
 
 vm_kernel() {
   [ ! -f "$vm_cache/initrd.gz" ] || return 0
@@ -30,7 +33,7 @@ vm_first_root() {
   local work=$1 version=$2 root=$1/root module file count=0
   mkdir -p "$root"/{bin,modules,proc,sys,dev,new,lower,upper}
   cp "$(command -v busybox)" "$root/bin/busybox"
-  cp "$here/vm/init" "$root/init"
+  cp "$vm_folder/init" "$root/init"
   chmod +x "$root/init"
   for module in "${vm_modules[@]}"; do
     modprobe -d "$work/kernel" -S "$version" --show-depends "$module" | sed -n 's/^insmod //p'

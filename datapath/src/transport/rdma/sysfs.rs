@@ -1,0 +1,214 @@
+//! What the kernel says of RDMA devices, read below a root so that tests can plant one.
+//!
+//! libibverbs gives the bytes of an address, and not whose they are; sysfs has the interface and the version beside them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::gid::{Entry, Gid, LinkLayer};
+use super::reason::Emptiness;
+
+/// Where the kernel's own are.
+pub const SYSFS: &str = "/sys";
+/// Where the devices' nodes are.
+pub const NODES: &str = "/dev/infiniband";
+/// Places of a table that are looked at: adapters have up to 256, which an index of one byte can name.
+const GIDS_MAX: u16 = 256;
+
+/// One device of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// Where in the host it sits; none where it sits nowhere, or the kernel does not know.
+    pub numa_node: Option<u32>,
+    /// Its ports.
+    pub ports: Vec<Port>,
+}
+
+/// One port of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Its number, from 1.
+    pub number: u8,
+    /// It carries packets.
+    pub is_up: bool,
+    /// What carries them.
+    pub layer: LinkLayer,
+    /// Its addresses, the empty ones left out.
+    pub gids: Vec<Entry>,
+}
+
+/// All devices below this root, by name. Where there is nothing to read, there is none.
+#[must_use]
+pub fn devices(root: &Path) -> Vec<Device> {
+    names(&root.join("class/infiniband"))
+        .into_iter()
+        .map(|name| {
+            let folder = root.join("class/infiniband").join(&name);
+            let numa_node = read(&folder.join("device/numa_node")).and_then(|text| text.parse().ok());
+            let numbers = names(&folder.join("ports"));
+            let mut ports: Vec<_> =
+                numbers.iter().filter_map(|number| port(&folder, number.parse().ok()?)).collect();
+            ports.sort_by_key(|port| port.number);
+            Device { name, numa_node, ports }
+        })
+        .collect()
+}
+
+/// The network interfaces of this network namespace: sysfs shows no others.
+#[must_use]
+pub fn netdevs(root: &Path) -> Vec<String> {
+    names(&root.join("class/net"))
+}
+
+/// What is there when libibverbs lists no device.
+#[must_use]
+pub fn emptiness(root: &Path, nodes: &Path) -> Emptiness {
+    let has_devices = !names(&root.join("class/infiniband")).is_empty();
+    let has_node = names(nodes).iter().any(|name| name.starts_with("uverbs"));
+    Emptiness { has_devices, has_node }
+}
+
+fn port(device: &Path, number: u8) -> Option<Port> {
+    let folder = device.join("ports").join(number.to_string());
+    // "4: ACTIVE".
+    let is_up = read(&folder.join("state"))?.starts_with("4:");
+    let layer = match read(&folder.join("link_layer")).as_deref() {
+        Some("InfiniBand") => LinkLayer::InfiniBand,
+        _ => LinkLayer::Ethernet,
+    };
+    let gids = (0..GIDS_MAX).map_while(|index| gid(&folder, index));
+    Some(Port { number, is_up, layer, gids: gids.filter(|entry| !entry.gid.is_zero()).collect() })
+}
+
+/// None behind the table's end.
+fn gid(port: &Path, index: u16) -> Option<Entry> {
+    let place = |folder: &str| -> PathBuf { port.join(folder).join(index.to_string()) };
+    let index = u8::try_from(index).ok()?;
+    // An empty place of an adapter's table cannot be read on some kernels, and is there nevertheless.
+    let gid = read(&place("gids"))
+        .map_or_else(|| place("gids").exists().then(Gid::default), |text| Gid::parse(&text))?;
+    // Both cannot be read (EINVAL) where the address is of another network namespace: then it is not mine.
+    let is_roce_v2 = read(&place("gid_attrs/types")).is_some_and(|text| text == "RoCE v2");
+    let netdev = read(&place("gid_attrs/ndevs")).filter(|name| !name.is_empty());
+    Some(Entry { index, gid, is_roce_v2, netdev })
+}
+
+fn read(path: &Path) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::rdma::gid::choose;
+    use crate::transport::rdma::reason::{Reason, of_empty_list};
+
+    /// Files below a folder, each `path: content`.
+    fn plant(root: &Path, files: &[(&str, &str)]) {
+        for (path, content) in files {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+    }
+
+    fn roce(root: &Path) {
+        let port = "class/infiniband/mlx5_2/ports/1";
+        let (zero, link_local) =
+            ("0000:0000:0000:0000:0000:0000:0000:0000\n", "fe80:0000:0000:0000:0000:00ff:fe00:0001\n");
+        let ipv4 = "0000:0000:0000:0000:0000:ffff:0a09:0001\n";
+        for (index, gid, kind, netdev) in [
+            (0, link_local, "IB/RoCE v1\n", "net1\n"),
+            (1, link_local, "RoCE v2\n", "net1\n"),
+            (2, ipv4, "IB/RoCE v1\n", "net1\n"),
+            (3, ipv4, "RoCE v2\n", "net1\n"),
+        ] {
+            plant(
+                root,
+                &[
+                    (&format!("{port}/gids/{index}"), gid),
+                    (&format!("{port}/gid_attrs/types/{index}"), kind),
+                    (&format!("{port}/gid_attrs/ndevs/{index}"), netdev),
+                ],
+            );
+        }
+        plant(
+            root,
+            &[
+                (&format!("{port}/gids/4"), zero),
+                // Of another network namespace: an address without type and interface.
+                (&format!("{port}/gids/5"), ipv4),
+                (&format!("{port}/state"), "4: ACTIVE\n"),
+                (&format!("{port}/link_layer"), "Ethernet\n"),
+                ("class/infiniband/mlx5_2/device/numa_node", "1\n"),
+                ("class/net/net1/ifindex", "2\n"),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_planted_roce_device_is_read_and_its_routable_address_chosen() {
+        let root = tempfile::tempdir().unwrap();
+        roce(root.path());
+        let devices = devices(root.path());
+        let [device] = &devices[..] else { panic!("{devices:?}") };
+        assert_eq!((device.name.as_str(), device.numa_node), ("mlx5_2", Some(1)));
+        let [port] = &device.ports[..] else { panic!("{device:?}") };
+        assert_eq!((port.number, port.is_up, port.layer), (1, true, LinkLayer::Ethernet));
+        assert_eq!(port.gids.iter().map(|entry| entry.index).collect::<Vec<_>>(), [0, 1, 2, 3, 5]);
+        assert_eq!(choose(port.layer, &port.gids, &netdevs(root.path())).unwrap().index, 3);
+    }
+
+    #[test]
+    fn an_interface_of_another_namespace_has_no_address_here() {
+        let root = tempfile::tempdir().unwrap();
+        roce(root.path());
+        fs::remove_dir_all(root.path().join("class/net/net1")).unwrap();
+        let devices = devices(root.path());
+        let port = &devices[0].ports[0];
+        let (reason, _) = choose(port.layer, &port.gids, &netdevs(root.path())).unwrap_err();
+        assert_eq!(reason, Reason::GidMissing);
+    }
+
+    #[test]
+    fn a_port_that_is_down_and_an_infiniband_port_are_told_apart() {
+        let root = tempfile::tempdir().unwrap();
+        let port = "class/infiniband/ib0/ports/1";
+        plant(
+            root.path(),
+            &[
+                (&format!("{port}/state"), "1: DOWN\n"),
+                (&format!("{port}/link_layer"), "InfiniBand\n"),
+                (&format!("{port}/gids/0"), "fe80:0000:0000:0000:0000:0000:0000:000a\n"),
+                ("class/infiniband/ib0/device/numa_node", "-1\n"),
+            ],
+        );
+        let devices = devices(root.path());
+        let port = &devices[0].ports[0];
+        assert_eq!((port.is_up, port.layer, devices[0].numa_node), (false, LinkLayer::InfiniBand, None));
+        assert_eq!(choose(port.layer, &port.gids, &[]).unwrap().index, 0);
+    }
+
+    #[test]
+    fn a_host_without_devices_says_which_of_the_three_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        let nodes = root.path().join("dev/infiniband");
+        let why = || of_empty_list(emptiness(root.path(), &nodes));
+        assert_eq!(why(), Reason::NoDevice);
+        assert!(devices(root.path()).is_empty());
+        roce(root.path());
+        plant(&nodes, &[("rdma_cm", "")]);
+        assert_eq!(why(), Reason::NoUverbsNode);
+        plant(&nodes, &[("uverbs0", "")]);
+        assert_eq!(why(), Reason::ProviderAbi);
+    }
+}
