@@ -6,6 +6,7 @@
 
 pub mod host;
 pub mod landing;
+mod mapping;
 pub mod pieces;
 pub mod span;
 
@@ -13,12 +14,14 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use self::mapping::Mapping;
+
 /// Bytes in a block are rounded up to this, so that a pool's blocks fit each other's chunks.
 pub const BLOCK_ALIGN_BYTES: usize = 4096;
 
 /// An owned, uniquely held byte buffer.
 pub struct Block {
-    bytes: Vec<u8>,
+    bytes: Memory,
     len: usize,
     pool: Option<Arc<PoolInner>>,
 }
@@ -27,7 +30,50 @@ impl Block {
     /// A zeroed block of that many bytes, of no pool.
     #[must_use]
     pub fn with_len(len: usize) -> Self {
-        Self { bytes: vec![0; len], len, pool: None }
+        Self { bytes: Memory::Heap(vec![0; len]), len, pool: None }
+    }
+}
+
+/// From this size on a block is mapped: a smaller one's pages are few, and an allocator has them at hand.
+const MAPPED_BYTES_MIN: usize = 1 << 20;
+
+/// Where a block's bytes lie.
+enum Memory {
+    Heap(Vec<u8>),
+    Mapped(Mapping),
+}
+
+impl Memory {
+    /// Zeroed.
+    fn with_len(len: usize) -> Self {
+        let mapped = (len >= MAPPED_BYTES_MIN).then(|| Mapping::zeroed(len)).flatten();
+        mapped.map_or_else(|| Self::Heap(vec![0; len]), Self::Mapped)
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::Heap(Vec::new())
+    }
+}
+
+impl Deref for Memory {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Heap(bytes) => bytes,
+            Self::Mapped(bytes) => bytes,
+        }
+    }
+}
+
+impl DerefMut for Memory {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Heap(bytes) => bytes,
+            Self::Mapped(bytes) => bytes,
+        }
     }
 }
 
@@ -74,9 +120,8 @@ pub struct BlockPool {
     inner: Arc<PoolInner>,
 }
 
-#[derive(Debug)]
 struct PoolInner {
-    free: Mutex<Vec<Vec<u8>>>,
+    free: Mutex<Vec<Memory>>,
     keep: usize,
     block_bytes: usize,
 }
@@ -96,9 +141,19 @@ impl BlockPool {
         let mut bytes = returned.unwrap_or_default();
         if bytes.len() < len {
             // A fresh zeroed allocation, instead of growing: the old content need not be copied.
-            bytes = vec![0; len.max(self.inner.block_bytes).next_multiple_of(BLOCK_ALIGN_BYTES)];
+            let whole = len.max(self.inner.block_bytes).next_multiple_of(BLOCK_ALIGN_BYTES);
+            bytes = Memory::with_len(whole);
         }
         Block { bytes, len, pool: Some(Arc::clone(&self.inner)) }
+    }
+}
+
+impl fmt::Debug for PoolInner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolInner")
+            .field("keep", &self.keep)
+            .field("block_bytes", &self.block_bytes)
+            .finish_non_exhaustive()
     }
 }
 
