@@ -116,25 +116,7 @@ vm_definitions() {
 
 vm_packages() {
   packages busybox-static cpio kmod iproute2 xz-utils
-  if command -v qemu-system-x86_64 >/dev/null; then
-    local version
-    version=$(qemu-system-x86_64 --version | sed -nE '1s/.* version ([0-9]+).*/\1/p')
-    [ "$version" -ge 8 ] || die "QEMU $version has no SR-IOV NIC: 8 or newer is needed"
-    return
-  fi
-  # shellcheck disable=SC1091
-  local suite
-  suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-  if [ "$suite" = bookworm ]; then
-    exec 7>/run/lock/slipway-kube-rig.packages
-    flock 7
-    echo 'deb http://deb.debian.org/debian bookworm-backports main' >/etc/apt/sources.list.d/slipway-backports.list
-    apt-get -qq update
-    apt-get -qq install -y --no-install-recommends -t bookworm-backports qemu-system-x86 >/dev/null || die "cannot install QEMU from backports"
-    exec 7>&-
-  else
-    packages qemu-system-x86
-  fi
+  vm_qemu
 }
 
 # Configuration of the same form as other nodes have; in the guest it lies in memory at /node, since neither sockets nor
