@@ -280,6 +280,7 @@ async fn order_start(peer: &mut Peer, generation: u64) {
         serves_store: true,
         start_step: Step(0),
         peers: Vec::new(),
+        roster: 0,
     };
     peer.say(&ToWorker::Assign(assignment)).await;
     let ToLauncher::StoreOpen { address, .. } = hear(peer).await else { panic!("no store") };

@@ -25,7 +25,7 @@ use crate::pod::status::Status;
 use crate::ranks::{Prepare, Ranks, RanksEvent};
 use crate::rendezvous::client::Client;
 use crate::rendezvous::message::{
-    Assignment, CauseKind, Evidence, ExitStatus, PreflightFault, Registration, ToLauncher,
+    Assignment, CauseKind, Evidence, ExitStatus, PeerAddress, PreflightFault, Registration, ToLauncher,
 };
 use crate::supervisor::{Container, Family, Launch, RankExit, RankProcess, Supervisor, SupervisorEvent};
 use crate::units::{Generation, Rank};
@@ -179,12 +179,12 @@ impl Shell {
     pub(super) fn perform(&mut self, action: Action) -> Option<Outcome> {
         match action {
             Action::Send(session, message) => self.send(session, message),
-            Action::Heartbeat(session, generation, progress) => {
+            Action::Heartbeat(session, generation, roster, progress) => {
                 let counters = self.data.as_ref().map(|data| data.counters()).unwrap_or_default();
                 if let Some(status) = &self.status {
                     status.count(counters);
                 }
-                self.send(session, ToLauncher::Heartbeat { generation, progress, counters });
+                self.send(session, ToLauncher::Heartbeat { generation, progress, counters, roster });
                 self.rotate_logs();
             }
             Action::Running(running) => {
@@ -192,6 +192,7 @@ impl Shell {
             }
             Action::Check(generation) => self.check(generation),
             Action::Enter(assignment) => self.enter(assignment),
+            Action::Meet { generation, roster, peers } => self.meet(generation, roster, peers),
             Action::OpenStore { generation, world_size } => self.open_store(generation, world_size),
             Action::Launch { assignment, master } => self.launch(assignment, master),
             Action::Examine(exit) => self.examine(exit),
@@ -243,6 +244,15 @@ impl Shell {
                 Err(fault) => Note::Failed(generation, fault),
             };
             let _ = notes.send(note).await;
+        });
+    }
+
+    fn meet(&self, generation: Generation, roster: u64, peers: Vec<PeerAddress>) {
+        let (Some(data), notes) = (self.data.clone(), self.notes()) else { return };
+        tokio::spawn(async move {
+            if let Err(fault) = data.meet(generation, roster, &peers).await {
+                let _ = notes.send(Note::Failed(generation, fault)).await;
+            }
         });
     }
 

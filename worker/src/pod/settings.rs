@@ -6,6 +6,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use datapath::plane::Role;
+
 use super::identity;
 use crate::config::{PodJob, WorkerConfig};
 use crate::units::WorkerId;
@@ -141,6 +143,7 @@ pub(crate) fn read(
         job: job.job,
         job_uid: job.job_uid,
         worker: WorkerId(worker),
+        role: Role::Worker,
         launcher: job.launcher,
         launcher_name: job.launcher_name,
         bind,

@@ -116,6 +116,7 @@ fn plan(job: &Job, placement: &Placement, notes: Vec<String>) -> Plan {
             worker: place.worker,
             host: place.host.clone(),
             ranks: ranks.map(Rank).collect(),
+            serves: false,
             cpus: Vec::new(),
             numa_node: place.numa_node,
             gpus: Vec::new(),

@@ -23,7 +23,7 @@ use crate::job::Job;
 use crate::job::spec::pod::NodeLost;
 use crate::rendezvous::authority::{Authority, AuthorityError};
 use crate::rendezvous::group::{
-    Action, Event, Group, GroupConfig, NO_PROCESS, Now, Outcome, Record, RecordId, Timing,
+    Action, Event, Group, GroupConfig, NO_PROCESS, Now, Outcome, Record, RecordId, ServerNews, Timing,
 };
 use crate::rendezvous::server::{self, Inbound, Outbound};
 
@@ -43,6 +43,7 @@ pub(super) fn timing() -> Timing {
         launch: Duration::from_secs(600),
         gather: Duration::from_secs(3600),
         last_call: Duration::from_secs(10),
+        servers: Duration::from_secs(60),
         start: Duration::from_secs(1800),
         suspect: Duration::from_millis(500),
         stop_grace: Duration::from_secs(10),
@@ -221,6 +222,13 @@ impl Actor {
             Action::Restarting { cause, .. } => {
                 tracing::warn!(job = %self.key, message = cause.message, "a job is restarted");
                 self.context.metrics.restarts.inc();
+            }
+            Action::Server { news, message, .. } => {
+                if news == ServerNews::Back {
+                    tracing::info!(job = %self.key, message, "a data server is there");
+                } else {
+                    tracing::warn!(job = %self.key, reason = news.code(), message, "a data server is not there");
+                }
             }
             Action::Done(_) => {}
         }
