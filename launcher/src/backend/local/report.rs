@@ -101,7 +101,7 @@ impl Reporter {
             tracing::info!(message, "a data server is there");
             return;
         }
-        tracing::warn!(reason = news.code(), message, "a data server is not there");
+        tracing::info!(reason = news.code(), message, "a data server is not there");
         self.tell(ProgressEvent::Warning { code: news.code().to_owned(), message }).await;
     }
 
