@@ -132,7 +132,7 @@ impl Job {
     /// Data servers.
     #[must_use]
     pub fn servers(&self) -> u32 {
-        self.data.as_ref().and_then(|data| data.servers).map_or(0, |servers| servers.count.get())
+        self.data.as_ref().and_then(|data| data.servers.as_ref()).map_or(0, |servers| servers.count.get())
     }
 
     /// Workers of all kinds: those with ranks, then spares, then data servers. Their numbers are in this order.
@@ -241,7 +241,7 @@ pub struct Data {
 }
 
 /// Workers without ranks that own what is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Servers {
     /// How many.
@@ -250,6 +250,9 @@ pub struct Servers {
     pub cpus: Option<NonZeroU32>,
     /// Memory of each, on a cluster.
     pub memory: Option<Bytes>,
+    /// Only nodes with these labels, on a cluster.
+    #[serde(default)]
+    pub node_selector: BTreeMap<String, String>,
 }
 
 /// A part of a local disk that keeps chunks.

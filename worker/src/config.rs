@@ -164,6 +164,9 @@ pub struct PodJob {
     pub checkpoint_folder: PathBuf,
     /// See [`WorkerConfig::hang_ms`].
     pub hang_ms: Option<u64>,
+    /// Bytes of chunks that a data server may hold; none where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_cache_bytes: Option<u64>,
 }
 
 /// Why a worker has no configuration.

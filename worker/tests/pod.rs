@@ -158,6 +158,7 @@ fn write_volumes(root: &Path, authority: &Authority, launcher: SocketAddr, job_u
         data: None,
         checkpoint_folder: shared.join("checkpoints"),
         hang_ms: None,
+        server_cache_bytes: None,
     };
     let seed = [7; SEED_BYTES];
     let key = rcgen::KeyPair::try_from(pkcs8(&seed).as_slice()).unwrap();

@@ -77,9 +77,10 @@ fn resolve_tier(spec: &LocalTierSpec, folder: &Path) -> Result<LocalTier, UnitEr
 
 /// None for no servers.
 fn resolve_servers(spec: &ServersSpec) -> Result<Option<Servers>, UnitError> {
-    let ServersSpec { count, cpus, memory } = spec;
+    let ServersSpec { count, cpus, memory, node_selector } = spec;
     let (cpus, memory) = (cpus.map(positive).transpose()?, memory.as_ref().map(bytes).transpose()?);
-    Ok(NonZeroU32::new(*count).map(|count| Servers { count, cpus, memory }))
+    let node_selector = node_selector.clone();
+    Ok(NonZeroU32::new(*count).map(|count| Servers { count, cpus, memory, node_selector }))
 }
 
 fn resolve_data(spec: DataSpec, folder: &Path) -> Result<Data, UnitError> {

@@ -292,6 +292,9 @@ pub struct ServersSpec {
     /// Memory of each, three quarters of which hold what was read: `32Gi`. On one machine this is not looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Quantity>,
+    /// Only nodes with these labels; those of `spec.pod.nodeSelector` are for the workers. On one machine this is not looked at.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
 }
 
 /// A part of a local disk that keeps what was read. It is a copy: it may be deleted at any time.

@@ -47,6 +47,8 @@ pub(super) enum Without {
     Ends,
     /// It goes on looking: in a pod, where a launcher may take minutes to be started again somewhere else.
     Waits,
+    /// It goes on looking, and on serving: a data server in a pod runs nothing that must not run on unseen.
+    Serves,
 }
 
 /// The state.
@@ -344,6 +346,7 @@ impl Machine {
             let grace = self.link.margin() / 2;
             match self.without {
                 Without::Ends => self.end(Outcome::LauncherLost, grace),
+                Without::Serves => self.link.given_up = true,
                 Without::Waits => {
                     self.link.given_up = true;
                     self.next = None;

@@ -87,6 +87,8 @@ pub(super) struct Parts {
     pub(super) client: Client,
     pub(super) registration: watch::Sender<Registration>,
     pub(super) data: Result<Option<DataSide>, Vec<PreflightFault>>,
+    /// What others may see of this worker, in a pod.
+    pub(super) status: Option<Arc<Status>>,
 }
 
 /// Where the ranks will run.
@@ -94,15 +96,15 @@ pub(super) enum RanksHome {
     /// As children of this process, with this environment.
     Here(Family, BTreeMap<String, String>),
     /// In another container of this pod.
-    There(Orders, mpsc::Receiver<RanksEvent>, Arc<Status>),
+    There(Orders, mpsc::Receiver<RanksEvent>),
 }
 
 impl Shell {
     /// Starts the ranks' thread. The receiver brings what [`Self::translate`] makes events of.
     pub(super) fn start(parts: Parts) -> std::io::Result<(Self, mpsc::Receiver<Note>)> {
-        let Parts { config, home, client, registration, data } = parts;
+        let Parts { config, home, client, registration, data, status } = parts;
         let (notes, inbox) = mpsc::channel(NOTES_MAX);
-        let (ranks_home, inherited, status) = settle(home, &config, notes.clone())?;
+        let (ranks_home, inherited) = settle(home, &config, notes.clone())?;
         let (data, data_faults) = match data {
             Ok(data) => (data.map(Arc::new), Vec::new()),
             Err(faults) => (None, faults),
@@ -365,12 +367,11 @@ impl Shell {
 }
 
 /// Lets whoever is to execute the ranks tell the agent's loop.
-#[expect(clippy::type_complexity, reason = "the three fields of a shell that depend on where the ranks run")]
 fn settle(
     home: RanksHome,
     config: &WorkerConfig,
     notes: Notes,
-) -> std::io::Result<(Ranks, Option<Arc<BTreeMap<String, String>>>, Option<Arc<Status>>)> {
+) -> std::io::Result<(Ranks, Option<Arc<BTreeMap<String, String>>>)> {
     match home {
         RanksHome::Here(family, inherited) => {
             // Fails when the loop is gone; then nobody needs to know.
@@ -382,9 +383,9 @@ fn settle(
                 if config.cpus.is_empty() { Vec::new() } else { crate::host::facts(&config.cpus).cpus };
             let workdir = config.run.workdir.clone();
             let surroundings = Surroundings { env: inherited.clone(), cpus, workdir };
-            Ok((Ranks::Here(supervisor, surroundings), Some(Arc::new(inherited)), None))
+            Ok((Ranks::Here(supervisor, surroundings), Some(Arc::new(inherited))))
         }
-        RanksHome::There(orders, mut events, status) => {
+        RanksHome::There(orders, mut events) => {
             tokio::spawn(async move {
                 while let Some(event) = events.recv().await {
                     if notes.send(Note::Ranks(event)).await.is_err() {
@@ -392,7 +393,7 @@ fn settle(
                     }
                 }
             });
-            Ok((Ranks::There(orders), None, Some(status)))
+            Ok((Ranks::There(orders), None))
         }
     }
 }

@@ -44,14 +44,15 @@ const CACHE_BYTES_MAX: u64 = 1 << 30;
 /// What each owner of chunks must hold: its share of a shuffle window. Where there are data servers these are the owners;
 /// else the workers, also when the job has shrunk to its minimum.
 fn cache_need(job: &Job, manifest: &Manifest, data: &Data) -> Need {
-    need(manifest, data.order.shuffle, data.servers.map_or(job.workers.min, |servers| servers.count))
+    let owners = data.servers.as_ref().map_or(job.workers.min, |servers| servers.count);
+    need(manifest, data.order.shuffle, owners)
 }
 
 /// Bytes of chunks that each worker holds, and each data server. Beside data servers a worker's cache is empty, and takes no
 /// memory; what it may hold when all of them are gone is enough to read nothing twice, and not to read ahead.
 fn cache_bytes(job: &Job, manifest: &Manifest, data: &Data) -> (u64, u64) {
     let owner = cache_need(job, manifest, data).ahead.min(CACHE_BYTES_MAX);
-    match data.servers {
+    match &data.servers {
         None => (owner, 0),
         Some(_) => {
             let fallback = need(manifest, data.order.shuffle, job.workers.min).once;

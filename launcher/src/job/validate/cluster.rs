@@ -32,7 +32,6 @@ pub fn for_cluster(root: &Node, shape: &Shape) -> Vec<Fault> {
     rules.cluster_places();
     rules.cluster_program();
     rules.cluster_resources();
-    rules.cluster_servers();
     rules.faults
 }
 
@@ -118,14 +117,6 @@ impl Rules<'_> {
         {
             let message = format!("must be at most {INTEGER_MAX} on a cluster, whose numbers are signed");
             self.fault(&node.place, "spec.data.seed", message, "");
-        }
-    }
-
-    fn cluster_servers(&mut self) {
-        if let Some((node, 1..)) = self.number("spec.data.servers.count") {
-            let message = "are not made on a cluster by this release";
-            let hint = "remove spec.data.servers: each worker reads its share then";
-            self.fault(&node.place, "spec.data.servers.count", message, hint);
         }
     }
 

@@ -420,6 +420,24 @@ fn peers_that_come_and_go_are_met_in_their_order_once_the_data_plane_is_there() 
 }
 
 #[test]
+fn a_data_server_in_a_pod_goes_on_serving_while_it_looks_for_a_launcher() {
+    let machine = Machine::new(true, None, Without::Serves);
+    let mut bench = Bench { machine, now: Duration::ZERO };
+    bench.on(Event::Connected(SessionId(1)));
+    bench.on(welcome());
+    bench.on(gather(1));
+    bench.on(checked(1));
+    let server = Assignment { ranks: Vec::new(), serves_store: false, ..assignment(1) };
+    bench.on(Event::Message(ToWorker::Assign(server)));
+    bench.on(Event::Entered { generation: Generation(1) });
+    bench.on(Event::Message(ToWorker::Start { generation: Generation(1), master: address() }));
+    bench.on(Event::Lost { silent: Duration::ZERO });
+    assert_eq!(bench.pass(Duration::from_secs(600)), "", "nothing of it must not run on unseen");
+    bench.on(Event::Connected(SessionId(2)));
+    assert_eq!(bench.on(welcome()), "ready 1 0, started 1, heartbeat 1 []");
+}
+
+#[test]
 fn a_rank_that_cannot_start_is_an_exit() {
     let mut bench = running(false);
     let generation = Generation(1);

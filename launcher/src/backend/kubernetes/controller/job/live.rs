@@ -64,6 +64,8 @@ pub(super) struct Live {
     cancelled: Option<bool>,
     /// Since when not every worker has a pod, or since the child was looked for because of that.
     lacking: Option<Instant>,
+    /// When what makes the data servers was looked for.
+    served: Option<Instant>,
     _entry: server::Entry,
 }
 
@@ -114,6 +116,7 @@ impl Actor {
             phase: Phase::Pending,
             cancelled: None,
             lacking: None,
+            served: None,
             _entry: entry,
         }));
         let has_run = self.stored.memory.generation.0 > 0;
@@ -125,7 +128,7 @@ impl Actor {
 
     /// After an earlier controller: which workers there are, and which there are not.
     fn tell_of_pods(&mut self) {
-        for worker in self.workers() {
+        for worker in self.everybody() {
             let event = match self.launched_number(worker) {
                 Some(pid) => Event::Launched { worker, pid },
                 None => Event::Gone { worker, pid: NO_PROCESS, how: "it has no pod".to_owned() },
@@ -169,6 +172,7 @@ impl Actor {
     pub(super) fn tick_live(&mut self) {
         self.handle(Event::Tick);
         self.tend_child();
+        self.tend_servers();
     }
 
     /// The child makes the pods that are missing, unless somebody deleted it.
@@ -189,6 +193,25 @@ impl Actor {
         let Some(order) = self.order() else { return };
         let context = Arc::clone(&self.context);
         self.tasks.spawn(async move { Done::Remade(render::remake(&context, order).await) });
+    }
+
+    /// Data servers are made when the gang has its places, and again when somebody deleted what makes them.
+    fn tend_servers(&mut self) {
+        let wanted = self.job.as_ref().map_or(0, Job::servers);
+        let Stage::Live(live) = &mut self.stage else { return };
+        let there = self.roster.pods().filter(|pod| pod.is_server && pod.is_current()).count();
+        let is_complete = u32::try_from(there).is_ok_and(|there| there >= wanted);
+        if is_complete || live.group.phase().is_over() {
+            return;
+        }
+        let now = clock();
+        if live.served.is_some_and(|looked| now.saturating_duration_since(looked) < CHILD_LOOK) {
+            return;
+        }
+        live.served = Some(now);
+        let Some(order) = self.order() else { return };
+        let context = Arc::clone(&self.context);
+        self.tasks.spawn(async move { Done::Served(render::serve(&context, order).await) });
     }
 
     /// Gives the group an event and does what it says, until there is nothing more to do.
@@ -415,8 +438,7 @@ fn authority(
     job: &Job,
 ) -> Result<Authority, AuthorityError> {
     let mut authority = Authority::new(job_uid, seed)?;
-    let total = job.workers.total();
-    for worker in (0..total).map(WorkerId) {
+    for worker in (0..job.processes()).map(WorkerId) {
         authority.worker(worker)?;
     }
     Ok(authority)

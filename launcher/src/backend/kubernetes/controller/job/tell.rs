@@ -8,7 +8,7 @@ use worker::units::WorkerId;
 
 use super::{Actor, Done, Stage};
 use crate::backend::clock::{clock, unix_ms};
-use crate::backend::kubernetes::controller::pods::PodView;
+use crate::backend::kubernetes::controller::pods::{PodStage, PodView};
 use crate::backend::kubernetes::crd::status::{Child, Place, Rates, Status};
 use crate::backend::kubernetes::names;
 use crate::backend::kubernetes::resource::TrainingJob;
@@ -300,6 +300,10 @@ impl Actor {
         reasons.extend(self.teller.faults.iter().cloned());
         let pods = self.roster.pods().filter(|pod| !pod.trouble.is_empty());
         reasons.extend(pods.map(|pod| format!("pod {}: {}", pod.name, pod.trouble)));
+        reasons.extend(self.roster.pods().filter(|pod| pod.is_server).filter_map(|pod| match &pod.stage {
+            PodStage::Unschedulable { why } => Some(format!("data server's pod {}: {why}", pod.name)),
+            _ => None,
+        }));
         reasons
     }
 
