@@ -55,11 +55,14 @@ pub(super) enum Note {
 /// Where notes are dropped.
 pub(super) type Notes = mpsc::Sender<Note>;
 
+/// An environment; none where ranks run in another container, which has its own.
+type Inherited = Option<Arc<BTreeMap<String, String>>>;
+
 /// All that a worker holds.
 pub(super) struct Shell {
     config: Arc<WorkerConfig>,
     /// What ranks inherit; none where they run in another container.
-    inherited: Option<Arc<BTreeMap<String, String>>>,
+    inherited: Inherited,
     notes: Notes,
     client: Client,
     registration: watch::Sender<Registration>,
@@ -371,7 +374,7 @@ fn settle(
     home: RanksHome,
     config: &WorkerConfig,
     notes: Notes,
-) -> std::io::Result<(Ranks, Option<Arc<BTreeMap<String, String>>>)> {
+) -> std::io::Result<(Ranks, Inherited)> {
     match home {
         RanksHome::Here(family, inherited) => {
             // Fails when the loop is gone; then nobody needs to know.
