@@ -370,11 +370,7 @@ impl Shell {
 }
 
 /// Lets whoever is to execute the ranks tell the agent's loop.
-fn settle(
-    home: RanksHome,
-    config: &WorkerConfig,
-    notes: Notes,
-) -> std::io::Result<(Ranks, Inherited)> {
+fn settle(home: RanksHome, config: &WorkerConfig, notes: Notes) -> std::io::Result<(Ranks, Inherited)> {
     match home {
         RanksHome::Here(family, inherited) => {
             // Fails when the loop is gone; then nobody needs to know.
