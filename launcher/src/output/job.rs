@@ -117,7 +117,9 @@ pub fn status(job: &JobStatus) -> String {
     }
     if !job.server_status.is_empty() {
         let mut rows = vec![["  SERVER", "WORKER", "HOST", "PROCESS", "STATE"].map(str::to_owned).to_vec()];
-        rows.extend(job.server_status.iter().take(RANKS_LISTED_MAX).map(server_row));
+        rows.extend(
+            job.server_status.iter().take(RANKS_LISTED_MAX).map(|server| server_row(server, job.phase)),
+        );
         text.push_str(&table(&rows));
         if job.server_status.len() > RANKS_LISTED_MAX {
             writeln!(text, "  and {} more data servers", job.server_status.len() - RANKS_LISTED_MAX).ok();
@@ -129,9 +131,11 @@ pub fn status(job: &JobStatus) -> String {
     text
 }
 
-fn server_row(server: &ServerStatus) -> Vec<String> {
+fn server_row(server: &ServerStatus, job: Phase) -> Vec<String> {
     let phase = match server.phase {
         ServerPhase::Starting => "starting",
+        // To the end.
+        ServerPhase::Serving if job.is_over() => "served",
         ServerPhase::Serving => "serving",
         ServerPhase::Lost => "lost",
     };

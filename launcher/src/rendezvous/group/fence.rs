@@ -213,6 +213,8 @@ impl Group {
         let summary = self.summary();
         self.last_ranks = self.ranks();
         self.last_servers = self.servers();
+        // They end now, and whoever looks later finds none.
+        self.last_servers.iter_mut().for_each(|server| server.pid = None);
         self.ended = Some(summary.clone());
         let record = self.persist(Record::End { outcome: outcome.clone(), summary: Box::new(summary) });
         self.state = State::Ending { outcome, stage: EndStage::Recording(record) };

@@ -191,12 +191,7 @@ impl Group {
                     }
                     ready.push((worker, Serving { incarnation, is_started: false, is_announced: true }));
                 }
-                Err(why) => {
-                    self.name(worker, ServerNews::Missing, &why);
-                    if let Some(server) = self.servers.get_mut(&worker) {
-                        server.is_late = true;
-                    }
-                }
+                Err(why) => self.miss(worker, &why),
             }
         }
         ready
@@ -224,7 +219,9 @@ impl Group {
     /// A data server has checked itself: it takes part in the generation that runs, if one does.
     pub(super) fn server_ready(&mut self, worker: WorkerId, now: Now) {
         let is_new = self.active_world().is_some_and(|world| !world.servers.contains_key(&worker));
-        if !is_new {
+        // One that has been told to end is gone soon.
+        let stays = self.members.get(&worker).is_some_and(Member::is_eligible);
+        if !is_new || !stays {
             return;
         }
         match self.refusal(worker) {
@@ -235,7 +232,7 @@ impl Group {
                 }
                 self.tell(worker, now.elapsed);
             }
-            Err(why) => self.name(worker, ServerNews::Missing, &why),
+            Err(why) => self.miss(worker, &why),
         }
     }
 
@@ -282,6 +279,14 @@ impl Group {
         }
         self.launch_servers(now);
         self.close_preflight(now);
+    }
+
+    /// It goes on without a data server, and later generations do not wait for that.
+    fn miss(&mut self, worker: WorkerId, why: &str) {
+        self.name(worker, ServerNews::Missing, why);
+        if let Some(server) = self.servers.get_mut(&worker) {
+            server.is_late = true;
+        }
     }
 
     fn note(&mut self, worker: WorkerId, why: &str) {
