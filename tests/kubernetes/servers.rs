@@ -8,6 +8,7 @@ use crate::jobs::{check_digits, committed_beyond};
 
 pub(crate) const STORIES: &[Story] = &[
     ("servers_read_for_all_and_one_whose_pod_goes_ends_nothing", one_goes),
+    ("servers_go_on_serving_under_a_new_controller", new_controller),
     ("servers_stand_beside_a_jobset_and_end_with_it", beside_a_jobset),
 ];
 
@@ -61,6 +62,27 @@ fn one_goes() {
     let logs = training.launcher(&["logs", "digits", "--system"]).code(0).stdout;
     assert!(logs.contains("serves"), "{logs}");
     training.launcher(&["logs", "digits"]).code(0).prints("epoch 119: loss");
+    training.delete_and_look("digits");
+}
+
+fn new_controller() {
+    let rig = Rig::shared().nodes(4);
+    let training = rig.training("servedon", "job");
+    training.space.apply(&job(&training, EPOCHS));
+    let step = committed_beyond(&training, 0);
+    let before = all_serve(&training)["generation"].clone();
+    let uids =
+        |pods: Vec<Value>| pods.into_iter().map(|pod| pod["metadata"]["uid"].clone()).collect::<Vec<_>>();
+    let pods = uids(servers(&training));
+    training.kill_controller();
+    training.start();
+    committed_beyond(&training, step);
+    let after = all_serve(&training);
+    assert_eq!((&after["generation"], &after["restarts"]), (&before, &json!(0)), "{after}");
+    let end = training.end("digits");
+    check_served(&training, &end, EPOCHS);
+    assert_eq!(end["generation"], before, "{end}");
+    assert_eq!(uids(servers(&training)), pods, "they outlived their controller");
     training.delete_and_look("digits");
 }
 
