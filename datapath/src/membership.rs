@@ -146,7 +146,7 @@ impl Member {
     pub(crate) fn note_servers(&self, roster: &Roster) {
         let servers = || roster.candidates.iter().filter(|peer| peer.role == Role::Server);
         let without =
-            self.health(|health| servers().next().is_some() && servers().all(|peer| !health.usable(peer.id)));
+            servers().next().is_some() && self.health(|health| servers().all(|peer| !health.usable(peer.id)));
         if self.without_servers.swap(without, Ordering::Relaxed) == without {
             return;
         }

@@ -17,6 +17,7 @@ pub(crate) const STORIES: &[Story] = &[
     ("servers::they_alone_read_the_store_and_the_order_is_the_same", alone),
     ("servers::the_plan_says_that_they_own_the_chunks", plan),
     ("servers::one_killed_in_mid_epoch_ends_nothing_and_comes_back", killed),
+    ("servers::one_that_stands_still_holds_nobody_up", stands_still),
     ("servers::without_any_left_the_workers_read_the_store", all_killed),
     ("servers::a_job_starts_without_those_that_never_come_up", never_there),
     ("servers::a_rank_that_is_killed_restarts_the_job_with_them", rank_killed),
@@ -100,6 +101,20 @@ fn killed() {
     assert_each_sample_once_per_epoch(&records);
     let summary = &end["summary"];
     assert_eq!(summary["bytesRead"], summary["bytesReadByServers"], "the other one took over: {end:#}");
+    leftovers::assert_none(&user);
+}
+
+/// Nobody says that it is gone: the readers find out, and its launcher sees to its end.
+fn stands_still() {
+    let user = User::new();
+    let expected = audit(&user);
+    let mut running = start(&user, &[]);
+    let id = running.wait_for("20 steps are committed", |journal| committed(journal) >= 20);
+    signal(pid(&server(&status(&user, &id), 0)), Signal::STOP);
+    let end = running.finish().code(0).json();
+    assert_whole(&end, &expected);
+    assert_eq!((&end["generation"], &end["restarts"]), (&1.into(), &0.into()), "{end:#}");
+    assert_eq!(end["summary"]["paths"]["local"], 0, "the other one took over: {end:#}");
     leftovers::assert_none(&user);
 }
 
