@@ -4,11 +4,12 @@ use serde_json::{Value, json};
 use tests::kube::{Rig, Training};
 
 use crate::Story;
-use crate::jobs::{check_digits, committed_beyond};
+use crate::jobs::{check_digits, committed_beyond, with_checkpoints, writable};
 
 pub(crate) const STORIES: &[Story] = &[
     ("servers_read_for_all_and_one_whose_pod_goes_ends_nothing", one_goes),
     ("servers_go_on_serving_under_a_new_controller", new_controller),
+    ("servers_go_with_a_suspended_job_and_come_again", suspended),
     ("servers_stand_beside_a_jobset_and_end_with_it", beside_a_jobset),
 ];
 
@@ -83,6 +84,38 @@ fn new_controller() {
     check_served(&training, &end, EPOCHS);
     assert_eq!(end["generation"], before, "{end}");
     assert_eq!(uids(servers(&training)), pods, "they outlived their controller");
+    training.delete_and_look("digits");
+}
+
+fn suspended() {
+    let rig = Rig::shared().nodes(4);
+    let training = rig.training("servedhalt", "job");
+    let checkpoints = writable();
+    training.claim("checkpoints", checkpoints.path(), false);
+    training.space.apply(&training.digits("digits", |spec| {
+        spec["workers"]["count"] = json!(GANG);
+        spec["data"]["epochs"] = json!(EPOCHS);
+        spec["data"]["servers"] = json!({"count": SERVERS, "memory": "256Mi"});
+        with_checkpoints(spec);
+    }));
+    let step = committed_beyond(&training, 0);
+    all_serve(&training);
+    let suspend = |word: Value| {
+        let patch = json!({"spec": {"suspend": word}}).to_string();
+        training
+            .space
+            .kubectl(&["patch", "trainingjob", "digits", "--type=merge", "--patch", &patch])
+            .code(0);
+    };
+    suspend(json!(true));
+    training.until("digits", |status| (status["phase"] == "Suspended").then_some(()));
+    assert_eq!(training.pods("digits"), Vec::<Value>::new(), "nothing of it holds a node");
+    assert_eq!(training.space.get(&["job", "digits-servers"]), None);
+    suspend(Value::Null);
+    committed_beyond(&training, step);
+    all_serve(&training);
+    let end = training.end("digits");
+    check_digits(&training, &end, EPOCHS);
     training.delete_and_look("digits");
 }
 
