@@ -252,8 +252,8 @@ impl Cache {
         Err(LoadError::new(chunk, fault::CRC_MISMATCH, "its bytes are not those that were indexed"))
     }
 
-    /// Starts to read a chunk that will be needed, if there is room that nothing needs, and not more is here already than a
-    /// window and the store's latency take. Says whether it was started (or the chunk is here).
+    /// Starts to read a chunk that will be needed, if there is room that nothing needs; in a cache that keeps nothing for the
+    /// next epoch, also not more than a window and the store's latency take. Says whether it was started (or the chunk is here).
     pub fn prefetch(&self, chunk: ChunkId, until: u64) -> bool {
         !matches!(self.shared.look(chunk, until, Pressure::EvictReleased), Look::NoRoom)
     }
@@ -323,11 +323,12 @@ impl Shared {
             self.counters.cache_hits.add(1_u64);
             return look;
         }
-        if !is_asked && state.unasked >= self.window.max(ahead(self.reads.at_once())) {
-            return Look::NoRoom;
-        }
         let len = u64::from(self.manifest.chunk(chunk).len);
         let room = self.room(&state);
+        let is_far = room < self.budget && state.unasked >= self.window.max(ahead(self.reads.at_once()));
+        if !is_asked && is_far {
+            return Look::NoRoom;
+        }
         while state.bytes + len > room && self.evict(&mut state, Pressure::EvictReleased) {}
         while state.bytes + len > self.budget {
             if !self.evict(&mut state, pressure) {

@@ -18,6 +18,8 @@ pub const TIER_FULL: &str = "tier_full";
 pub const TIER_CORRUPT: &str = "tier_corrupt";
 /// The node-local tier's disk refused a read or a write. A warning.
 pub const TIER_FAILED: &str = "tier_failed";
+/// No data server can be reached: workers read the store themselves. A warning.
+pub const SERVERS_GONE: &str = "servers_gone";
 /// No worker could deliver the chunk.
 pub const PEER_GONE: &str = "peer_gone";
 /// Another worker refused this one for good: they hold different data, or run different releases.

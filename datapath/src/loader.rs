@@ -135,7 +135,9 @@ impl Loader {
             let Some((_, order)) = &self.epoch else { return };
             let plan = Plan::new(&self.source.manifest, order, place, self.consumer);
             let member = &self.source.member;
-            let mine = |chunk| owner(chunk, &member.ids, |_| true) == Some(member.me);
+            let roster = member.roster();
+            let mine =
+                |chunk| owner(chunk, &roster.candidates, |_| true).is_some_and(|owner| owner.id == member.me);
             let parts = plan.parts().iter().filter(|part| mine(part.chunk));
             self.reads.extend(parts.map(|part| Read {
                 step: place.step,

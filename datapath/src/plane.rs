@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 use crate::cache::Cache;
 use crate::counters::{Counters, Counting};
@@ -31,10 +31,11 @@ use crate::transport::quic::server::{Serving, serve};
 use crate::transport::quic::tls::Identity;
 use crate::transport::quic::{QuicError, QuicLane};
 
+mod ahead;
 mod lane;
 
 pub use crate::membership::{Membership, Peer};
-pub use crate::select::PeerId;
+pub use crate::select::{PeerId, Role};
 pub use lane::PeerLane;
 
 /// Events of a feed that the worker has not taken yet; beyond it the trainer's acknowledgements wait.
@@ -230,7 +231,10 @@ impl Plane {
     /// Enters a membership and ends the one before; when this returns, nothing of that one speaks any more.
     /// One that is not newer is ignored.
     pub async fn enter(&self, membership: Membership) {
-        let (fence, owners) = (membership.fence, membership.peers.len());
+        let fence = membership.fence;
+        // Those who own chunks as long as all goes well.
+        let owning = membership.peers.iter().map(|peer| peer.role).max();
+        let owners = membership.peers.iter().filter(|peer| Some(peer.role) == owning).count();
         let member = Arc::new(Member::new(membership));
         let mut old = None;
         let entered = self.member.send_if_modified(|current| {
@@ -249,6 +253,18 @@ impl Plane {
         if let Some(old) = old {
             old.end().await;
         }
+    }
+
+    /// Goes on in the membership of `fence` with other peers: `number` says which list is the newer one. Connections to those
+    /// that stay are kept; what was asked of those that left fails at once, and is asked of the next owner.
+    pub async fn meet(&self, fence: u64, number: u64, peers: Vec<Peer>) {
+        let member = self.member.borrow().clone();
+        let Some(member) = member.filter(|member| member.fence == fence) else { return };
+        let mut closing = JoinSet::new();
+        for link in member.meet(number, peers) {
+            closing.spawn(async move { link.close().await });
+        }
+        closing.join_all().await;
     }
 
     /// Starts to feed one consumer. Slots are filled at once; a trainer may come at any time.

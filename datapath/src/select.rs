@@ -1,7 +1,8 @@
 //! Which owner and which lane carries a request next (pure).
 //!
 //! A chunk's owner is the usable peer with the highest score by rendezvous hashing: every worker computes the same
-//! without talking, and when one goes, only its chunks move. A peer that failed is asked for nothing until it has
+//! without talking, and when one goes, only its chunks move. Servers come before workers, whatever the scores: as long as
+//! one is usable, no worker reads the store for others. A peer that failed is asked for nothing until it has
 //! answered a probe; probes are further apart each time, so no batch ever waits to find out whether it is back.
 
 use std::collections::BTreeMap;
@@ -67,11 +68,33 @@ pub fn lane(policy: TransportPolicy, rdma: Result<(), &str>) -> Option<(LaneKind
 #[serde(transparent)]
 pub struct PeerId(pub u32);
 
-/// The owner of a chunk among the usable peers: none only when there is no usable one.
+/// What a plane is to its peers. The larger one owns chunks before the smaller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Feeds consumers, and owns chunks while no server is usable.
+    #[default]
+    Worker,
+    /// Has no consumers: it is there to own chunks.
+    Server,
+}
+
+/// Who may own chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Candidate {
+    /// The peer.
+    pub id: PeerId,
+    /// Whether it comes before others.
+    pub role: Role,
+}
+
+/// The owner of a chunk among the usable peers, and as what it was chosen: a worker only when no server is usable. None only
+/// when nobody is usable.
 #[must_use]
-pub fn owner(chunk: ChunkId, peers: &[PeerId], usable: impl Fn(PeerId) -> bool) -> Option<PeerId> {
+pub fn owner(chunk: ChunkId, peers: &[Candidate], usable: impl Fn(PeerId) -> bool) -> Option<Candidate> {
     // Ties (one in 2^64) go to the higher number, so that all agree also then.
-    peers.iter().copied().filter(|&peer| usable(peer)).max_by_key(|&peer| (score(chunk, peer), peer))
+    let rank = |peer: &Candidate| (peer.role, score(chunk, peer.id), peer.id);
+    peers.iter().copied().filter(|peer| usable(peer.id)).max_by_key(rank)
 }
 
 fn score(chunk: ChunkId, peer: PeerId) -> u64 {
@@ -131,8 +154,8 @@ impl Health {
 mod tests {
     use super::*;
 
-    fn peers(of: u32) -> Vec<PeerId> {
-        (0..of).map(PeerId).collect()
+    fn peers(of: u32) -> Vec<Candidate> {
+        (0..of).map(|id| Candidate { id: PeerId(id), role: Role::Worker }).collect()
     }
 
     #[test]
@@ -140,14 +163,32 @@ mod tests {
         let all = peers(4);
         let mut owned = BTreeMap::<PeerId, u32>::new();
         for chunk in (0..4000).map(ChunkId) {
-            let before = owner(chunk, &all, |_| true).unwrap();
+            let before = owner(chunk, &all, |_| true).unwrap().id;
             *owned.entry(before).or_default() += 1;
-            let after = owner(chunk, &all, |peer| peer != PeerId(2)).unwrap();
+            let after = owner(chunk, &all, |peer| peer != PeerId(2)).unwrap().id;
             assert_ne!(after, PeerId(2));
             assert!(before == PeerId(2) || before == after);
         }
         assert!(owned.values().all(|&chunks| (850..1150).contains(&chunks)), "{owned:?}");
         assert_eq!(owner(ChunkId(1), &all, |_| false), None);
+    }
+
+    #[test]
+    fn servers_own_all_chunks_while_one_of_them_is_usable() {
+        let workers = peers(4);
+        let mut all = workers.clone();
+        all.extend([5, 6].map(|id| Candidate { id: PeerId(id), role: Role::Server }));
+        let mut owned = BTreeMap::<PeerId, u32>::new();
+        for chunk in (0..1000).map(ChunkId) {
+            let both = owner(chunk, &all, |_| true).unwrap();
+            assert_eq!(both.role, Role::Server);
+            *owned.entry(both.id).or_default() += 1;
+            let one = owner(chunk, &all, |peer| peer != PeerId(5)).unwrap();
+            assert_eq!(one, Candidate { id: PeerId(6), role: Role::Server });
+            let none = owner(chunk, &all, |peer| peer < PeerId(5)).unwrap();
+            assert_eq!(Some(none), owner(chunk, &workers, |_| true), "as if there had never been servers");
+        }
+        assert!(owned.values().all(|&chunks| (400..600).contains(&chunks)), "{owned:?}");
     }
 
     #[test]

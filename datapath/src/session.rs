@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use crate::dataset::ChunkId;
 use crate::fault;
-use crate::select::{Health, PeerId, owner};
+use crate::select::{Candidate, Health, PeerId, owner};
 
 /// How often one chunk is asked for, for whatever reasons, before the transfer gives up: with the back-off below
 /// about 20 s, after which the fence has moved if a peer is really gone.
@@ -26,6 +26,9 @@ pub const ATTEMPTS_MAX: u32 = 16;
 pub const CORRUPT_MAX: u32 = 2;
 /// Failed reads of one chunk from the store, each by another owner where there is one.
 pub const STORE_FAILURES_MAX: u32 = 3;
+/// Answers that an owner is not there yet, for one chunk: with the back-off about 5 s. Then the next owner is asked, since one
+/// that never enters must not use all attempts up.
+pub const EARLY_MAX: u32 = 8;
 /// Wait before the second attempt; doubles with each further one.
 pub const BACKOFF_MIN: Duration = Duration::from_millis(20);
 /// Wait between two attempts at the most.
@@ -103,7 +106,8 @@ struct Part {
     attempts: u32,
     corrupt: u32,
     store_failures: u32,
-    /// Owners whose store failed for this chunk.
+    early: u32,
+    /// Owners whose store failed for this chunk, or that were early too often.
     avoid: Vec<PeerId>,
 }
 
@@ -125,6 +129,7 @@ impl Transfer {
                 attempts: 0,
                 corrupt: 0,
                 store_failures: 0,
+                early: 0,
                 avoid: Vec::new(),
             })
             .collect();
@@ -132,7 +137,7 @@ impl Transfer {
     }
 
     /// What is to be asked now. `me` is always usable: any worker can read the store.
-    pub fn asks(&mut self, me: PeerId, peers: &[PeerId], health: &Health, now: Duration) -> Vec<Ask> {
+    pub fn asks(&mut self, me: PeerId, peers: &[Candidate], health: &Health, now: Duration) -> Vec<Ask> {
         let mut asks = BTreeMap::<(PeerId, bool), Vec<usize>>::new();
         if self.over.is_some() {
             return Vec::new();
@@ -143,7 +148,7 @@ impl Transfer {
                 continue;
             }
             let usable = |peer| (peer == me || health.usable(peer)) && !part.avoid.contains(&peer);
-            let owner = owner(part.chunk, peers, usable).unwrap_or(me);
+            let owner = owner(part.chunk, peers, usable).map_or(me, |owner| owner.id);
             part.state = State::Asked(owner);
             part.attempts += 1;
             asks.entry((owner, part.corrupt > 0)).or_default().push(index);
@@ -177,7 +182,13 @@ impl Transfer {
                     wait = Duration::ZERO;
                 }
             }
-            Failure::Early { retry_after } => wait = wait.max((*retry_after).min(BACKOFF_MAX)),
+            Failure::Early { retry_after } => {
+                wait = wait.max((*retry_after).min(BACKOFF_MAX));
+                state.early += 1;
+                if state.early.is_multiple_of(EARLY_MAX) {
+                    state.avoid.push(owner);
+                }
+            }
             Failure::Fenced => {
                 self.over.get_or_insert(Verdict::Fenced);
                 return;

@@ -105,6 +105,9 @@ pub struct JobStatus {
     pub summary: Option<Summary>,
     /// The ranks of the current generation; empty in a list.
     pub rank_status: Vec<RankStatus>,
+    /// The data servers; empty in a list.
+    #[serde(default)]
+    pub server_status: Vec<ServerStatus>,
     /// The process that controls it; none when that is dead.
     pub controller_pid: Option<u32>,
     /// Its state and logs on this host.
@@ -139,6 +142,37 @@ pub struct RankStatus {
     pub committed: Step,
     /// Where its output is.
     pub log: PathBuf,
+}
+
+/// One data server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerStatus {
+    /// Its number among the data servers.
+    pub server: u32,
+    /// Its number among all workers, by which its log is called.
+    pub worker: WorkerId,
+    /// The host's name; empty before it has registered.
+    pub host: String,
+    /// Its process while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// How far it is.
+    pub phase: ServerPhase,
+    /// What is wrong with it, or was when it was last lost; empty when it serves.
+    pub message: String,
+}
+
+/// How far a data server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ServerPhase {
+    /// It is on its way.
+    Starting,
+    /// It owns chunks.
+    Serving,
+    /// It is not there.
+    Lost,
 }
 
 /// Why a job failed or restarted: the first cause, never one that we made ourselves.
@@ -241,6 +275,9 @@ pub struct Summary {
     pub bytes_per_second: f64,
     /// Bytes read from the store by all workers.
     pub bytes_read: u64,
+    /// Of these, bytes read by data servers.
+    #[serde(default)]
+    pub bytes_read_by_servers: u64,
     /// Bytes read from the workers' local tiers instead.
     #[serde(default)]
     pub bytes_from_tier: u64,
@@ -288,7 +325,7 @@ pub struct Plan {
     pub command: Vec<String>,
     /// Where the ranks would run.
     pub workdir: PathBuf,
-    /// Workers, spares last.
+    /// Workers: those with ranks, spares, data servers.
     pub workers: Vec<PlannedWorker>,
     /// The data; none for a job without.
     pub data: Option<PlannedData>,
@@ -304,8 +341,11 @@ pub struct PlannedWorker {
     pub worker: WorkerId,
     /// The host's name.
     pub host: String,
-    /// Its ranks; empty for a spare.
+    /// Its ranks; empty for a spare and for a data server.
     pub ranks: Vec<Rank>,
+    /// It is a data server.
+    #[serde(default)]
+    pub serves: bool,
     /// The CPUs that it is bound to; empty when it is not bound.
     pub cpus: Vec<u32>,
     /// The NUMA node that they lie on, if it is one.

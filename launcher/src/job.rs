@@ -128,6 +128,18 @@ impl Job {
         let ranks = self.workers.count.get().saturating_mul(self.run.ranks_per_worker.get());
         NonZeroU32::new(ranks).unwrap_or(NonZeroU32::MIN)
     }
+
+    /// Data servers.
+    #[must_use]
+    pub fn servers(&self) -> u32 {
+        self.data.as_ref().and_then(|data| data.servers.as_ref()).map_or(0, |servers| servers.count.get())
+    }
+
+    /// Workers of all kinds: those with ranks, then spares, then data servers. Their numbers are in this order.
+    #[must_use]
+    pub fn processes(&self) -> u32 {
+        self.workers.total().saturating_add(self.servers())
+    }
 }
 
 /// How many workers: `min <= count`.
@@ -226,6 +238,24 @@ pub struct Data {
     /// What is kept on each worker's host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_tier: Option<LocalTier>,
+    /// Who reads it for all others; none: each worker its share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub servers: Option<Servers>,
+}
+
+/// Workers without ranks that own what is read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Servers {
+    /// How many.
+    pub count: NonZeroU32,
+    /// Whole CPUs of each, on a cluster.
+    pub cpus: Option<NonZeroU32>,
+    /// Memory of each, on a cluster.
+    pub memory: Option<Bytes>,
+    /// Only nodes with these labels, on a cluster.
+    #[serde(default)]
+    pub node_selector: BTreeMap<String, String>,
 }
 
 /// A part of a local disk that keeps chunks.

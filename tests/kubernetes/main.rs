@@ -15,6 +15,7 @@ mod locality;
 mod objects;
 mod outages;
 mod planted;
+mod servers;
 mod start_up;
 mod stores;
 
@@ -45,6 +46,7 @@ fn main() -> std::process::ExitCode {
         locality::STORIES,
         objects::STORIES,
         outages::STORIES,
+        servers::STORIES,
         start_up::STORIES,
         stores::STORIES,
     ];

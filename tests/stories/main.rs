@@ -11,6 +11,7 @@ mod elastic;
 mod faults;
 mod order;
 mod ranks;
+mod servers;
 mod shell;
 mod train;
 
@@ -26,6 +27,7 @@ fn main() -> std::process::ExitCode {
         order::STORIES,
         faults::STORIES,
         elastic::STORIES,
+        servers::STORIES,
         chaos::STORIES,
         shell::STORIES,
         ranks::STORIES,

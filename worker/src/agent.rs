@@ -132,11 +132,30 @@ pub(crate) struct Pod {
 pub(crate) async fn live_in_pod(config: WorkerConfig, pod: Pod) -> Outcome {
     let Pod { orders, events, status, number, node, data_bind } = pod;
     let surroundings = Around {
-        ranks: RanksHome::There(orders, events, Arc::clone(&status)),
+        ranks: RanksHome::There(orders, events),
         pid: number,
         node: Some(node),
         data_bind,
         without: Without::Waits,
+        status: Some(status),
+    };
+    live_among(config, None, surroundings).await
+}
+
+/// The life of a data server that is a pod: there are no ranks, in no container.
+pub(crate) async fn live_as_server(
+    config: WorkerConfig,
+    status: Arc<Status>,
+    number: u32,
+    node: String,
+    data_bind: IpAddr,
+) -> Outcome {
+    let surroundings = Around {
+        ranks: RanksHome::Here(Family::OwnOnly, BTreeMap::new()),
+        pid: number,
+        node: Some(node),
+        data_bind,
+        without: Without::Serves,
         status: Some(status),
     };
     live_among(config, None, surroundings).await
@@ -233,7 +252,7 @@ async fn prepare(config: WorkerConfig, around: Around) -> Result<Agent, String> 
         identity: &config.identity,
     };
     let (client, sessions) = Client::start(&client, watched).map_err(|error| chain(&error))?;
-    let parts = Parts { config, home: ranks, client, registration, data };
+    let parts = Parts { config, home: ranks, client, registration, data, status: status.clone() };
     let (shell, inbox) = Shell::start(parts).map_err(|error| format!("cannot supervise: {error}"))?;
     if let Some(status) = &status {
         status.doing("looks for the launcher");

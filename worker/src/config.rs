@@ -8,6 +8,7 @@ use std::io::{self, BufRead};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use datapath::plane::Role;
 use serde::{Deserialize, Serialize};
 
 use crate::units::WorkerId;
@@ -25,6 +26,9 @@ pub struct WorkerConfig {
     pub job_uid: String,
     /// Which worker this is.
     pub worker: WorkerId,
+    /// Whether it runs ranks or is a data server.
+    #[serde(default)]
+    pub role: Role,
     /// Where the launcher's rendezvous listens.
     pub launcher: SocketAddr,
     /// The name in the launcher's certificate.
@@ -163,6 +167,9 @@ pub struct PodJob {
     pub checkpoint_folder: PathBuf,
     /// See [`WorkerConfig::hang_ms`].
     pub hang_ms: Option<u64>,
+    /// Bytes of chunks that a data server may hold; none where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_cache_bytes: Option<u64>,
 }
 
 /// Why a worker has no configuration.

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 /// What the command understands.
 const USAGE: &str = "usage: worker agent   (configuration: one line of JSON on standard input)
        worker pod     (the sidecar of a pod: configuration from its environment and volumes)
+       worker serve   (a data server: a pod without ranks, configured in the same way)
        worker exec    (the first process of a pod's ranks' container)
        worker probe   [--output table|json] [--root FOLDER]   (what this container has, and on which NUMA node)
        worker --version
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
     match arguments.iter().map(|argument| argument.to_str()).collect::<Vec<_>>().as_slice() {
         [Some("agent")] => worker::agent::main(),
         [Some("pod")] => worker::pod::sidecar::main(),
+        [Some("serve")] => worker::pod::sidecar::serve(),
         [Some("exec")] => worker::pod::exec::main(),
         [Some("probe"), options @ ..] => probe(options),
         [Some("--version" | "-V")] => {

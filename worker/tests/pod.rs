@@ -158,6 +158,7 @@ fn write_volumes(root: &Path, authority: &Authority, launcher: SocketAddr, job_u
         data: None,
         checkpoint_folder: shared.join("checkpoints"),
         hang_ms: None,
+        server_cache_bytes: None,
     };
     let seed = [7; SEED_BYTES];
     let key = rcgen::KeyPair::try_from(pkcs8(&seed).as_slice()).unwrap();
@@ -280,6 +281,7 @@ async fn order_start(peer: &mut Peer, generation: u64) {
         serves_store: true,
         start_step: Step(0),
         peers: Vec::new(),
+        roster: 0,
     };
     peer.say(&ToWorker::Assign(assignment)).await;
     let ToLauncher::StoreOpen { address, .. } = hear(peer).await else { panic!("no store") };

@@ -14,7 +14,7 @@ use benches::{Failure, cpu, identities};
 use datapath::cache::need;
 use datapath::dataset::{Dtype, RecordLayout, index};
 use datapath::order::{Consumer, Order, OrderSpec, Remainder, Shuffle};
-use datapath::plane::{FeedConfig, FeedEvent, Membership, Peer, PeerId, Plane, PlaneConfig};
+use datapath::plane::{FeedConfig, FeedEvent, Membership, Peer, PeerId, Plane, PlaneConfig, Role};
 use datapath::select::{Congestion, TransportPolicy};
 use datapath::store::Store;
 use datapath::transport::quic::tls::fingerprint;
@@ -81,8 +81,14 @@ async fn run(plan: Run) -> Result<serde_json::Value, Failure> {
     })
     .await?;
     let me = PeerId(0);
-    let peer = Peer { id: me, addr: plane.local_addr(), server_name: "bench".to_owned(), fingerprint };
-    plane.enter(Membership { fence: 1, me, peers: vec![peer] }).await;
+    let peer = Peer {
+        id: me,
+        addr: plane.local_addr(),
+        server_name: "bench".to_owned(),
+        fingerprint,
+        role: Role::Worker,
+    };
+    plane.enter(Membership { fence: 1, me, peers: vec![peer], roster: 0 }).await;
     let (cpu_before, started) = (cpu(ClockId::ProcessCPUTime), now());
     let mut feed = plane
         .feed(FeedConfig {

@@ -240,7 +240,7 @@ impl FeedTask {
         // One at a time: an owner that does not listen must not pile up tasks.
         if step < self.last_position + POSITION_EVERY_STEPS
             || !self.tells.is_empty()
-            || member.links.is_empty()
+            || member.roster().links.is_empty()
         {
             return;
         }
@@ -249,7 +249,7 @@ impl FeedTask {
         self.tells.spawn(async move {
             let (consumer, of) = (consumer.index, consumer.of.get());
             let frame = Frame::Position { fence: member.fence, consumer, of, step };
-            for link in member.links.values() {
+            for link in member.roster().links.values() {
                 link.tell(&frame).await;
             }
         });

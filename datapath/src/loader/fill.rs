@@ -19,7 +19,7 @@ use crate::ring::Slot;
 use crate::select::PeerId;
 use crate::session::{Ask, Failure, Transfer, Verdict};
 use crate::transport::quic::QuicLane;
-use crate::transport::quic::client::Asking;
+use crate::transport::quic::client::{Asking, Link};
 use crate::transport::{Outcome, Part, local};
 use crate::wire::{GROUPS_MAX, RANGES_MAX};
 
@@ -63,11 +63,14 @@ pub(crate) async fn fill(source: &Source, plan: &Plan, slot: &mut Slot) -> Resul
         for peer in member.health(|health| health.probes(now)) {
             source.probe(peer);
         }
-        for ask in member.health(|health| transfer.asks(member.me, &member.ids, health, now)) {
+        let roster = member.roster();
+        member.note_servers(&roster);
+        for ask in member.health(|health| transfer.asks(member.me, &roster.candidates, health, now)) {
+            let link = roster.links.get(&ask.owner);
             for (indices, asked) in cut(&ask, &mut parts) {
                 let step = plan.place().step;
-                let (owner, refresh) = (ask.owner, ask.refresh);
-                requests.push(Box::pin(request(source, owner, refresh, step, indices, asked)));
+                let link = link.cloned();
+                requests.push(Box::pin(request(source, link, ask.refresh, step, indices, asked)));
             }
         }
         match transfer.verdict() {
@@ -125,7 +128,7 @@ impl Source {
         let source = self.clone();
         // Ends with the membership; one that has ended probes nobody.
         drop(self.member.spawn(async move {
-            let Some(link) = source.member.links.get(&peer) else { return };
+            let Some(link) = source.member.roster().links.get(&peer).cloned() else { return };
             let back = link.probe(&source.asking(0, false)).await;
             let now = source.now();
             tracing::debug!(peer = peer.0, back, "an owner that failed was probed");
@@ -147,16 +150,16 @@ impl Source {
     }
 }
 
-/// Asks one owner for some parts; brings them back with what came of each.
+/// Asks one owner for some parts; brings them back with what came of each. Without a link it is this plane itself.
 async fn request<'slot>(
     source: &Source,
-    owner: PeerId,
+    link: Option<Arc<Link>>,
     refresh: bool,
     step: u64,
     indices: Vec<usize>,
     mut parts: Vec<Part<'slot>>,
 ) -> Answer<'slot> {
-    let outcomes = match source.member.links.get(&owner) {
+    let outcomes = match link {
         Some(link) => link.fetch(&source.asking(step, refresh), &mut parts).await,
         None => local::fetch(&source.cache, &source.counters, refresh, &mut parts).await,
     };

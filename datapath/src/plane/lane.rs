@@ -20,7 +20,7 @@ impl Plane {
     #[must_use]
     pub fn lane(&self, peer: PeerId) -> Option<PeerLane> {
         let member = self.member.borrow().clone()?;
-        member.links.contains_key(&peer).then(|| PeerLane { source: self.source(&member), peer })
+        member.roster().links.contains_key(&peer).then(|| PeerLane { source: self.source(&member), peer })
     }
 
     pub(super) fn source(&self, member: &Arc<Member>) -> Source {
@@ -50,8 +50,8 @@ impl PeerLane {
         self.link()?.stats().await
     }
 
-    fn link(&self) -> Option<&Link> {
-        self.source.member.links.get(&self.peer)
+    fn link(&self) -> Option<Arc<Link>> {
+        self.source.member.roster().links.get(&self.peer).cloned()
     }
 }
 

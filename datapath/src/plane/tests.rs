@@ -3,6 +3,7 @@
 mod exchange;
 mod handoff;
 mod mtu;
+mod servers;
 mod silence;
 mod trainer;
 
@@ -34,11 +35,33 @@ pub(super) struct Group {
     pub(super) planes: Vec<Plane>,
     pub(super) peers: Vec<Peer>,
     pub(super) order: Order,
+    /// Planes with consumers; the others are servers.
+    pub(super) workers: u32,
 }
 
 impl Group {
     pub(super) async fn start(dataset: &Dataset, order: &Order, of: u32, cache_bytes: u64) -> Self {
         Self::start_apart(dataset, order, of, cache_bytes, &Handle::current()).await
+    }
+
+    /// As [`Group::start`], with servers after the workers.
+    pub(super) async fn start_with_servers(
+        dataset: &Dataset,
+        order: &Order,
+        workers: u32,
+        servers: u32,
+        cache_bytes: u64,
+    ) -> Self {
+        let runtime = Handle::current();
+        let mut group = Self::make(dataset, order, workers + servers, cache_bytes, &runtime).await;
+        group.workers = workers;
+        for peer in group.peers.iter_mut().filter(|peer| peer.id.0 >= workers) {
+            peer.role = Role::Server;
+        }
+        for id in 0..workers + servers {
+            group.enter(id, 1).await;
+        }
+        group
     }
 
     /// As [`Group::start`], but the last plane runs on a runtime of its own.
@@ -49,6 +72,14 @@ impl Group {
         cache_bytes: u64,
         apart: &Handle,
     ) -> Self {
+        let group = Self::make(dataset, order, of, cache_bytes, apart).await;
+        for id in 0..of {
+            group.enter(id, 1).await;
+        }
+        group
+    }
+
+    async fn make(dataset: &Dataset, order: &Order, of: u32, cache_bytes: u64, apart: &Handle) -> Self {
         let authority = Authority::new();
         let (mut planes, mut peers) = (Vec::new(), Vec::new());
         for id in 0..of {
@@ -69,23 +100,22 @@ impl Group {
             });
             let runtime = if id + 1 == of { apart.clone() } else { Handle::current() };
             let plane = runtime.spawn(plane).await.unwrap().unwrap();
-            peers.push(Peer { id: PeerId(id), addr: plane.local_addr(), server_name, fingerprint });
+            let (id, addr, role) = (PeerId(id), plane.local_addr(), Role::Worker);
+            peers.push(Peer { id, addr, server_name, fingerprint, role });
             planes.push(plane);
         }
-        let group = Self { planes, peers, order: order.clone() };
-        for id in 0..of {
-            group.enter(id, 1).await;
-        }
-        group
+        Self { planes, peers, order: order.clone(), workers: of }
     }
 
     pub(super) async fn enter(&self, id: u32, fence: u64) {
         let peers = self.peers.clone();
-        self.planes[usize::try_from(id).unwrap()].enter(Membership { fence, me: PeerId(id), peers }).await;
+        self.planes[usize::try_from(id).unwrap()]
+            .enter(Membership { fence, me: PeerId(id), peers, roster: 0 })
+            .await;
     }
 
     pub(super) fn feed_config(&self, id: u32, fence: u64, epochs: u64) -> FeedConfig {
-        let of = NonZeroU32::new(u32::try_from(self.planes.len()).unwrap()).unwrap();
+        let of = NonZeroU32::new(self.workers).unwrap();
         FeedConfig {
             consumer: Consumer { index: id, of },
             start_step: 0,

@@ -3,6 +3,7 @@
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::*;
+use crate::select::Role;
 
 const ME: PeerId = PeerId(0);
 
@@ -18,14 +19,17 @@ impl Random {
     }
 }
 
-fn peers(of: u32) -> Vec<PeerId> {
-    (0..of).map(PeerId).collect()
+fn peers(of: u32) -> Vec<Candidate> {
+    (0..of).map(|id| Candidate { id: PeerId(id), role: Role::Worker }).collect()
 }
 
 /// One whole transfer; returns what it came to and when.
 fn simulate(seed: u64) -> (Verdict, Duration) {
     let mut random = Random { seed, drawn: 0 };
-    let peers = peers(u32::try_from(1 + random.below(5)).unwrap());
+    let mut peers = peers(u32::try_from(1 + random.below(5)).unwrap());
+    for peer in peers.iter_mut().skip(1) {
+        peer.role = if random.below(3) == 0 { Role::Server } else { Role::Worker };
+    }
     let chunks = 1 + random.below(40);
     let trouble = random.below(60);
     let dead = PeerId(u32::try_from(1 + random.below(5)).unwrap());
@@ -103,14 +107,53 @@ fn every_transfer_ends_in_bounded_time_and_each_part_comes_once() {
 #[test]
 fn the_next_owner_is_asked_at_once_and_the_failed_one_rests() {
     let (peers, mut health, now) = (peers(3), Health::default(), Duration::from_secs(5));
-    let chunk = (0..).map(ChunkId).find(|&chunk| owner(chunk, &peers, |_| true) == Some(PeerId(2))).unwrap();
+    let chunk =
+        (0..).map(ChunkId).find(|&chunk| owner(chunk, &peers, |_| true).unwrap().id == PeerId(2)).unwrap();
     let mut transfer = Transfer::new([chunk]);
     let first = transfer.asks(ME, &peers, &health, now);
     assert_eq!(first, [Ask { owner: PeerId(2), refresh: false, parts: vec![0] }]);
     assert_eq!(transfer.asks(ME, &peers, &health, now), []);
     transfer.failed(0, Failure::Gone, &mut health, now);
     let second = transfer.asks(ME, &peers, &health, now);
-    assert_eq!(second[0].owner, owner(chunk, &peers, |peer| peer != PeerId(2)).unwrap());
+    assert_eq!(second[0].owner, owner(chunk, &peers, |peer| peer != PeerId(2)).unwrap().id);
+    transfer.done(0);
+    assert_eq!(transfer.verdict(), Verdict::Done);
+}
+
+#[test]
+fn workers_are_asked_only_when_every_server_has_failed() {
+    let (mut peers, mut health, now) = (peers(4), Health::default(), Duration::from_secs(5));
+    peers[2].role = Role::Server;
+    peers[3].role = Role::Server;
+    let servers = [PeerId(2), PeerId(3)];
+    let mut transfer = Transfer::new((0..64).map(ChunkId));
+    let first = transfer.asks(ME, &peers, &health, now);
+    assert_eq!(first.iter().map(|ask| ask.owner).collect::<Vec<_>>(), servers);
+    first[0].parts.iter().for_each(|part| transfer.failed(*part, Failure::Gone, &mut health, now));
+    let second = transfer.asks(ME, &peers, &health, now);
+    assert_eq!(second.iter().map(|ask| ask.owner).collect::<Vec<_>>(), [PeerId(3)], "at once");
+    let parts = first[1].parts.iter().chain(&second[0].parts);
+    parts.for_each(|part| transfer.failed(*part, Failure::Gone, &mut health, now));
+    let third = transfer.asks(ME, &peers, &health, now + BACKOFF_MAX);
+    assert_eq!(third.iter().map(|ask| ask.owner).collect::<Vec<_>>(), [PeerId(0), PeerId(1)]);
+    health.succeeded(PeerId(2));
+    let mut later = Transfer::new((0..64).map(ChunkId));
+    let asks = later.asks(ME, &peers, &health, now);
+    assert_eq!(asks.iter().map(|ask| ask.owner).collect::<Vec<_>>(), [PeerId(2)], "one is back");
+}
+
+#[test]
+fn an_owner_that_never_enters_does_not_use_all_attempts_up() {
+    let (mut peers, mut health, mut now) = (peers(2), Health::default(), Duration::ZERO);
+    peers[1].role = Role::Server;
+    let mut transfer = Transfer::new([ChunkId(0)]);
+    let early = Failure::Early { retry_after: Duration::from_millis(50) };
+    for _ in 0..EARLY_MAX {
+        assert_eq!(transfer.asks(ME, &peers, &health, now)[0].owner, PeerId(1));
+        transfer.failed(0, early.clone(), &mut health, now);
+        now += BACKOFF_MAX;
+    }
+    assert_eq!(transfer.asks(ME, &peers, &health, now)[0].owner, ME);
     transfer.done(0);
     assert_eq!(transfer.verdict(), Verdict::Done);
 }

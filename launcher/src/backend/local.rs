@@ -106,6 +106,7 @@ pub async fn list(home: &StateHome) -> Result<Vec<JobStatus>, Failure> {
         match state::read(&folder) {
             Ok(mut status) => {
                 status.rank_status.clear();
+                status.server_status.clear();
                 jobs.push(status);
             }
             Err(error) => tracing::warn!(id = folder.id(), error = error.message, "a job cannot be read"),

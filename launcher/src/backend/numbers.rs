@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::rendezvous::group::{self, Group, GroupSummary};
+use crate::rendezvous::group::{self, Group, GroupSummary, ServerState, ServerView};
 
-use super::{Cause, Paths, Summary};
+use super::{Cause, Paths, ServerPhase, ServerStatus, Summary};
 
 /// Rates are over this long.
 const RATE_WINDOW: Duration = Duration::from_secs(5);
@@ -52,6 +52,24 @@ pub fn shown(cause: &group::Cause) -> Cause {
     }
 }
 
+/// The data servers as they are shown.
+#[must_use]
+pub fn servers(group: &Group) -> Vec<ServerStatus> {
+    let shown = |server: ServerView| ServerStatus {
+        server: server.number,
+        worker: server.worker,
+        host: server.host,
+        pid: server.pid,
+        phase: match server.state {
+            ServerState::Serving => ServerPhase::Serving,
+            ServerState::Starting => ServerPhase::Starting,
+            ServerState::Lost => ServerPhase::Lost,
+        },
+        message: server.why,
+    };
+    group.servers().into_iter().map(shown).collect()
+}
+
 /// A job in numbers, over `seconds`.
 #[must_use]
 pub fn summary(numbers: &GroupSummary, steps_per_epoch: Option<u64>, seconds: f64) -> Summary {
@@ -66,6 +84,7 @@ pub fn summary(numbers: &GroupSummary, steps_per_epoch: Option<u64>, seconds: f6
         samples_per_second: rate(numbers.work.samples),
         bytes_per_second: rate(numbers.work.bytes),
         bytes_read: numbers.counters.store_bytes,
+        bytes_read_by_servers: numbers.server_counters.store_bytes,
         bytes_from_tier: numbers.counters.tier_bytes,
         bytes_exchanged: numbers.counters.quic_in_bytes,
         paths: Paths { local: numbers.counters.local_bytes, quic: numbers.counters.quic_in_bytes, rdma: 0 },

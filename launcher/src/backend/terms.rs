@@ -72,6 +72,7 @@ pub(super) fn group<'a>(
         workers: job.workers.count.get(),
         min_workers: job.workers.min.get(),
         spares: job.workers.spares,
+        servers: job.servers(),
         ranks_per_worker: job.run.ranks_per_worker.get(),
         steps_per_epoch: None,
         finds_workers: false,

@@ -10,10 +10,10 @@ use datapath::select::{Congestion, TransportPolicy};
 
 use super::spec::{
     CongestionSpec, DataSpec, DtypeSpec, JobSpec, LocalTierSpec, RecordSpec, RemainderSpec, ResourcesSpec,
-    ShuffleMode, TrainingJob, TransportSpec,
+    ServersSpec, ShuffleMode, TrainingJob, TransportSpec,
 };
 use super::units::{Bytes, Quantity, UnitError};
-use super::{Data, Job, LocalTier, Placement, Queue, Record, Resources, Restarts, Run, Workers};
+use super::{Data, Job, LocalTier, Placement, Queue, Record, Resources, Restarts, Run, Servers, Workers};
 
 /// Chunks of a shuffle window when the job does not say: about 256 MiB.
 pub const SHUFFLE_CHUNKS_DEFAULT: NonZeroU32 = NonZeroU32::new(64).unwrap();
@@ -75,6 +75,14 @@ fn resolve_tier(spec: &LocalTierSpec, folder: &Path) -> Result<LocalTier, UnitEr
     Ok(LocalTier { size: bytes(size)?, folder: at.as_ref().map(|at| folder.join(at)) })
 }
 
+/// None for no servers.
+fn resolve_servers(spec: &ServersSpec) -> Result<Option<Servers>, UnitError> {
+    let ServersSpec { count, cpus, memory, node_selector } = spec;
+    let (cpus, memory) = (cpus.map(positive).transpose()?, memory.as_ref().map(bytes).transpose()?);
+    let node_selector = node_selector.clone();
+    Ok(NonZeroU32::new(*count).map(|count| Servers { count, cpus, memory, node_selector }))
+}
+
 fn resolve_data(spec: DataSpec, folder: &Path) -> Result<Data, UnitError> {
     let DataSpec {
         source,
@@ -89,6 +97,7 @@ fn resolve_data(spec: DataSpec, folder: &Path) -> Result<Data, UnitError> {
         congestion,
         record,
         local_tier,
+        servers,
     } = spec;
     let chunks = shuffle.chunks.map_or(Ok(SHUFFLE_CHUNKS_DEFAULT), positive)?;
     Ok(Data {
@@ -119,6 +128,7 @@ fn resolve_data(spec: DataSpec, folder: &Path) -> Result<Data, UnitError> {
         },
         record: record.as_ref().map(resolve_record).transpose()?,
         local_tier: local_tier.map(|tier| resolve_tier(&tier, folder)).transpose()?,
+        servers: servers.map(|servers| resolve_servers(&servers)).transpose()?.flatten(),
     })
 }
 

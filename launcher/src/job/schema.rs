@@ -273,6 +273,13 @@ fn quoted(wanted: &str, schema: &Json, text: &str) -> String {
     match wanted {
         "string" if schema["format"].is_null() => format!("write it in quotes: {text:?}"),
         "array" => format!("write [{text:?}]"),
+        // Whoever writes a number where a mapping has to have one means that.
+        "object" if text.parse::<u64>().is_ok() => match schema["required"].as_array().map(Vec::as_slice) {
+            Some([Json::String(key)]) if schema["properties"][key]["type"] == "integer" => {
+                format!("write {{{key}: {text}}}")
+            }
+            _ => String::new(),
+        },
         _ => String::new(),
     }
 }

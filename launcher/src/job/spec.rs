@@ -276,6 +276,28 @@ pub struct DataSpec {
     /// Keep what was read on a disk of each worker's host too: later epochs and restarts read it from there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_tier: Option<LocalTierSpec>,
+    /// Workers without ranks that read the store for all others, so that hosts with GPUs need not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub servers: Option<ServersSpec>,
+}
+
+/// Workers without ranks that own what is read. While one of them is there, the ranks' workers read nothing themselves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServersSpec {
+    /// How many; 0 is none.
+    #[schemars(range(min = 0, max = 1024))]
+    pub count: u32,
+    /// Whole CPUs of each; default: one, not its own. On one machine this is not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub cpus: Option<u32>,
+    /// Memory of each, three quarters of which hold what was read: `32Gi`. On one machine this is not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Quantity>,
+    /// Only nodes with these labels; those of `spec.pod.nodeSelector` are for the workers. On one machine this is not looked at.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
 }
 
 /// A part of a local disk that keeps what was read. It is a copy: it may be deleted at any time.

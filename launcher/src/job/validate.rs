@@ -289,6 +289,21 @@ impl<'a> Rules<'a> {
             self.data_secret(source);
         }
         self.local_tier();
+        self.servers();
+    }
+
+    fn servers(&mut self) {
+        for path in ["spec.data.servers.cpus", "spec.data.servers.memory", "spec.data.servers.nodeSelector"] {
+            if let (Some(node), Some(0)) = (self.find(path), self.integer("spec.data.servers.count", None)) {
+                let message = "has no meaning while spec.data.servers.count is 0";
+                self.fault(&node.place, path, message, "remove it, or have servers");
+            }
+        }
+        let path = "spec.data.servers.memory";
+        if let Some((node, Bytes(0))) = self.quantity(path) {
+            self.fault(&node.place, path, "must be more than 0", "leave it out for the default");
+        }
+        self.node_selector("spec.data.servers.nodeSelector");
     }
 
     fn local_tier(&mut self) {

@@ -7,7 +7,10 @@ use worker::host::sysfs::ranges;
 use worker::rendezvous::message::ExitStatus;
 
 use super::{as_f64, bytes, seconds, table};
-use crate::backend::{Cause, CauseCode, JobStatus, Paths, Phase, Plan, PlannedWorker, RankStatus, Summary};
+use crate::backend::{
+    Cause, CauseCode, JobStatus, Paths, Phase, Plan, PlannedWorker, RankStatus, ServerPhase, ServerStatus,
+    Summary,
+};
 use crate::error::ExitCode;
 
 /// Ranks that a plan or status lists by name; more are only counted.
@@ -112,10 +115,41 @@ pub fn status(job: &JobStatus) -> String {
         rows.extend(job.rank_status.iter().map(|rank| rank_row(rank, job)));
         text.push_str(&table(&rows));
     }
+    if !job.server_status.is_empty() {
+        let mut rows = vec![["  SERVER", "WORKER", "HOST", "PROCESS", "STATE"].map(str::to_owned).to_vec()];
+        rows.extend(
+            job.server_status.iter().take(RANKS_LISTED_MAX).map(|server| server_row(server, job.phase)),
+        );
+        text.push_str(&table(&rows));
+        if job.server_status.len() > RANKS_LISTED_MAX {
+            writeln!(text, "  and {} more data servers", job.server_status.len() - RANKS_LISTED_MAX).ok();
+        }
+    }
     if let Some(cause) = &job.cause {
         text.push_str(&failure(job, cause));
     }
     text
+}
+
+fn server_row(server: &ServerStatus, job: Phase) -> Vec<String> {
+    let phase = match server.phase {
+        ServerPhase::Starting => "starting",
+        // To the end.
+        ServerPhase::Serving if job.is_over() => "served",
+        ServerPhase::Serving => "serving",
+        ServerPhase::Lost => "lost",
+    };
+    let state = match server.message.as_str() {
+        "" => phase.to_owned(),
+        why => format!("{phase}: {why}"),
+    };
+    vec![
+        format!("  {}", server.server),
+        server.worker.to_string(),
+        if server.host.is_empty() { "-".to_owned() } else { server.host.clone() },
+        server.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+        state,
+    ]
 }
 
 fn rank_row(rank: &RankStatus, job: &JobStatus) -> Vec<String> {
@@ -185,7 +219,11 @@ fn numbers(summary: &Summary) -> String {
             0 => String::new(),
             kept => format!(", {} from local tiers", bytes(kept)),
         };
-        line("read", format!("{} from the store{tier}", bytes(summary.bytes_read)));
+        let servers = match summary.bytes_read_by_servers {
+            0 => String::new(),
+            read => format!(" ({} of it by data servers)", bytes(read)),
+        };
+        line("read", format!("{} from the store{servers}{tier}", bytes(summary.bytes_read)));
         line("exchanged", format!("{} between workers", bytes(summary.bytes_exchanged)));
         line("paths", paths(&summary.paths));
     }
@@ -323,7 +361,11 @@ fn worker_row(worker: &PlannedWorker) -> Vec<String> {
     vec![
         format!("  {}", worker.worker),
         worker.host.clone(),
-        if ranks.is_empty() { "spare".to_owned() } else { ranges(&ranks) },
+        match (worker.serves, ranks.is_empty()) {
+            (true, _) => "data server".to_owned(),
+            (false, true) => "spare".to_owned(),
+            (false, false) => ranges(&ranks),
+        },
         or_dash(ranges(&worker.cpus)),
         or_dash(worker.numa_node.map(|node| node.to_string()).unwrap_or_default()),
         or_dash(ranges(&worker.gpus)),

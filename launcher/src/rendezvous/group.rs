@@ -40,6 +40,7 @@ mod memory;
 mod progress;
 mod run;
 mod seats;
+mod servers;
 mod state;
 mod view;
 
@@ -52,10 +53,12 @@ pub use budget::RestartPolicy;
 pub use evidence::{Cause, Observed, first_cause};
 pub use memory::{GroupSummary, Memory, Outcome, Record};
 pub use progress::{RankPosition, Settled, Totals, Work};
+pub use servers::{ServerNews, ServerState, ServerView};
 pub use view::{RankView, View};
 
 use budget::Budget;
 use progress::Start;
+use servers::Server;
 use state::{Member, Presence, State};
 
 /// Dead incarnations that are remembered per worker, to refuse their late messages. A worker that dies more often
@@ -74,6 +77,8 @@ pub struct GroupConfig {
     pub min_workers: u32,
     /// Workers held warm; their numbers follow the others'.
     pub spares: u32,
+    /// Data servers; their numbers follow the spares'.
+    pub servers: u32,
     /// Ranks of each worker.
     pub ranks_per_worker: u32,
     /// None for a job without data, and where the workers tell (their registrations' `data`).
@@ -102,6 +107,8 @@ pub struct Timing {
     pub gather: Duration,
     /// With enough workers, wait this long for more.
     pub last_call: Duration,
+    /// With all workers ready, wait this long for data servers.
+    pub servers: Duration,
     /// From `Gather` to `Ready`, and from `Assign` to `Started`.
     pub start: Duration,
     /// Collect evidence for this long after the first sign of trouble.
@@ -122,6 +129,7 @@ impl Default for Timing {
             launch: Duration::from_secs(60),
             gather: Duration::from_secs(180),
             last_call: Duration::from_secs(5),
+            servers: Duration::from_secs(10),
             start: Duration::from_secs(120),
             suspect: Duration::from_millis(300),
             stop_grace: Duration::from_secs(10),
@@ -241,6 +249,15 @@ pub enum Action {
         /// Waited before.
         backoff: Duration,
     },
+    /// Something happened to a data server: a user should know, and nothing follows from it.
+    Server {
+        /// Which.
+        worker: WorkerId,
+        /// What.
+        news: ServerNews,
+        /// The same for people.
+        message: String,
+    },
     /// The job is over and nothing of it is left.
     Done(Outcome),
 }
@@ -250,6 +267,8 @@ pub enum Action {
 pub struct Group {
     config: GroupConfig,
     members: BTreeMap<WorkerId, Member>,
+    /// Which of them are data servers.
+    servers: BTreeMap<WorkerId, Server>,
     state: State,
     generation: Generation,
     /// The last seats. When there are any, nobody is waited for who is not needed.
@@ -263,6 +282,7 @@ pub struct Group {
     data: Option<DataFacts>,
     counters: BTreeMap<WorkerId, Counters>,
     counters_of_the_gone: Counters,
+    server_counters_of_the_gone: Counters,
     /// What earlier launchers fenced, and of which generation the seats are.
     fenced_before: Generation,
     seated_before: Generation,
@@ -274,6 +294,7 @@ pub struct Group {
     commit_under_way: Option<RecordId>,
     /// The last generation's ranks and numbers, once the job has ended.
     last_ranks: Vec<RankView>,
+    last_servers: Vec<ServerView>,
     ended: Option<GroupSummary>,
     stop_grace: Duration,
     last_event: Duration,
@@ -287,9 +308,11 @@ impl Group {
         if let Some(data) = &memory.data {
             config.steps_per_epoch = config.steps_per_epoch.or_else(|| NonZeroU64::new(data.steps_per_epoch));
         }
-        let total = config.workers.saturating_add(config.spares);
+        let first_server = config.workers.saturating_add(config.spares);
+        let total = first_server.saturating_add(config.servers);
         Self {
             members: (0..total).map(|id| (WorkerId(id), Member::default())).collect(),
+            servers: (first_server..total).map(|id| (WorkerId(id), Server::new())).collect(),
             state: State::Pending,
             generation: memory.generation,
             seats: memory.seats,
@@ -304,10 +327,12 @@ impl Group {
             data: memory.data,
             counters: BTreeMap::new(),
             counters_of_the_gone: Counters::default(),
+            server_counters_of_the_gone: Counters::default(),
             last_record: RecordId(0),
             persisted: RecordId(0),
             commit_under_way: None,
             last_ranks: Vec::new(),
+            last_servers: Vec::new(),
             ended: None,
             stop_grace: config.timing.stop_grace,
             last_event: Duration::ZERO,
@@ -370,8 +395,12 @@ impl Group {
                 self.store_open(worker, generation, address, now);
             }
             ToLauncher::Started { generation, pids } => self.started(worker, generation, pids, now),
-            ToLauncher::Heartbeat { generation, progress, counters } => {
+            ToLauncher::Heartbeat { generation, progress, counters, roster } => {
                 self.counters.insert(worker, counters);
+                self.count_last_words();
+                if generation == self.generation {
+                    self.roster_heard(worker, roster, now);
+                }
                 self.progress(worker, generation, &progress, now);
                 self.remind(worker, now.elapsed);
             }
@@ -385,6 +414,7 @@ impl Group {
 
     fn tick(&mut self, now: Now) {
         self.expire_leases(now);
+        self.launch_servers(now);
         match &self.state {
             State::Pending | State::Over(_) => {}
             State::Gathering { .. } | State::Preflight { .. } => self.tick_gathering(now),
@@ -453,8 +483,11 @@ impl Group {
                 vec![ToWorker::Gather { generation: self.generation }]
             }
             State::Assigned { world } | State::Joining { world } => {
-                world.due_messages(worker, present.incarnation, self)
+                let mut due = world.due_messages(worker, present.incarnation, self);
+                due.extend(self.due_of_servers(worker));
+                due
             }
+            State::Running { .. } | State::Suspect { .. } => self.due_of_servers(worker),
             State::Fencing { stage: state::FenceStage::Stopping { waiting, .. }, .. }
                 if waiting.contains(&worker) =>
             {

@@ -15,7 +15,7 @@ use datapath::fault::DataFault;
 use datapath::memory::Block;
 use datapath::order::{Consumer, Order};
 use datapath::plane::{
-    Feed, FeedConfig, FeedEvent, Membership, Peer, PeerId, Plane, PlaneConfig, PlaneError,
+    Feed, FeedConfig, FeedEvent, Membership, Peer, PeerId, Plane, PlaneConfig, PlaneError, Role,
 };
 use datapath::store::{Store, StoreError};
 use datapath::tier::TierConfig;
@@ -41,6 +41,7 @@ const DATASET_FAULTS_MAX: usize = 20;
 pub(super) struct DataSide {
     plane: Plane,
     me: WorkerId,
+    role: Role,
     /// The step after the job's last.
     end_step: u64,
     slots: u32,
@@ -119,7 +120,7 @@ impl DataSide {
             };
             fault(code, format!("cannot {}", chain(&error)), hint)
         })?;
-        Ok(Self { plane, me: config.worker, end_step, slots: data.slots, found })
+        Ok(Self { plane, me: config.worker, role: config.role, end_step, slots: data.slots, found })
     }
 
     /// The data set, where the launcher could not look at it.
@@ -143,15 +144,29 @@ impl DataSide {
         assignment: &Assignment,
         notes: &Notes,
     ) -> Result<BTreeMap<Rank, RankFeed>, PreflightFault> {
-        let peers = assignment.peers.iter().filter_map(|peer| plane_peer(peer).transpose());
-        let peers = peers.collect::<Result<_, _>>()?;
-        let fence = assignment.generation.0;
-        self.plane.enter(Membership { fence, me: PeerId(self.me.0), peers }).await;
+        let (fence, roster) = (assignment.generation.0, assignment.roster);
+        let peers = plane_peers(&assignment.peers)?;
+        self.plane.enter(Membership { fence, me: PeerId(self.me.0), peers, roster }).await;
+        if self.role == Role::Server {
+            // One that is fenced meanwhile has nothing to read.
+            drop(self.plane.read_ahead(fence, assignment.start_step.0, self.end_step).await);
+        }
         let mut feeds = BTreeMap::new();
         for rank in &assignment.ranks {
             feeds.insert(*rank, self.feed(assignment, *rank, notes).await?);
         }
         Ok(feeds)
+    }
+
+    /// Goes on among other peers.
+    pub(super) async fn meet(
+        &self,
+        generation: Generation,
+        roster: u64,
+        peers: &[PeerAddress],
+    ) -> Result<(), PreflightFault> {
+        self.plane.meet(generation.0, roster, plane_peers(peers)?).await;
+        Ok(())
     }
 
     /// Ends everything and tells the peers.
@@ -296,6 +311,11 @@ fn source_fault(error: &StoreError) -> PreflightFault {
     fault("source_unreadable", format!("cannot {}", chain(error)), hint)
 }
 
+/// The peers that have a data plane, as the plane knows them.
+fn plane_peers(peers: &[PeerAddress]) -> Result<Vec<Peer>, PreflightFault> {
+    peers.iter().filter_map(|peer| plane_peer(peer).transpose()).collect()
+}
+
 /// A peer that has a data plane, as the plane knows it.
 fn plane_peer(peer: &PeerAddress) -> Result<Option<Peer>, PreflightFault> {
     let Some(addr) = peer.data_address else { return Ok(None) };
@@ -304,7 +324,7 @@ fn plane_peer(peer: &PeerAddress) -> Result<Option<Peer>, PreflightFault> {
         fault("peer_malformed", message, "launcher and worker must be of one release")
     })?;
     let (id, server_name) = (PeerId(peer.worker.0), certificate_name(peer.worker));
-    Ok(Some(Peer { id, addr, server_name, fingerprint }))
+    Ok(Some(Peer { id, addr, server_name, fingerprint, role: peer.role }))
 }
 
 fn fingerprint(hex: &str) -> Option<[u8; 32]> {

@@ -22,7 +22,7 @@ pub(in crate::agent) use progress::Stuck;
 use run::{Exit, JOIN_MAX, Link, Run, Stopping, current, current_or_stopping};
 
 use super::Outcome;
-use crate::rendezvous::message::{Assignment, Evidence, ExitStatus, ToLauncher, ToWorker};
+use crate::rendezvous::message::{Assignment, Evidence, ExitStatus, PeerAddress, ToLauncher, ToWorker};
 use crate::units::{Generation, Rank};
 
 /// Time since the worker's start.
@@ -47,6 +47,8 @@ pub(super) enum Without {
     Ends,
     /// It goes on looking: in a pod, where a launcher may take minutes to be started again somewhere else.
     Waits,
+    /// It goes on looking, and on serving: a data server in a pod runs nothing that must not run on unseen.
+    Serves,
 }
 
 /// The state.
@@ -152,6 +154,7 @@ impl Machine {
             _ if self.ending.is_some() => {}
             ToWorker::Gather { generation } => self.on_gather(generation),
             ToWorker::Assign(assignment) => self.on_assign(assignment),
+            ToWorker::Peers { generation, roster, peers } => self.on_peers(generation, roster, peers),
             ToWorker::Start { generation, master } => {
                 if let Some(run) = current(&mut self.run, generation) {
                     run.master = Some(master);
@@ -185,6 +188,7 @@ impl Machine {
             return;
         }
         run.entered = !self.has_data;
+        run.roster = assignment.roster;
         run.assignment = Some(assignment.clone());
         if assignment.serves_store {
             let (generation, world_size) = (assignment.generation, assignment.world_size);
@@ -192,6 +196,20 @@ impl Machine {
         }
         if self.has_data {
             self.actions.push(Action::Enter(assignment));
+        }
+    }
+
+    /// The data plane goes on among other peers, once it has entered at all.
+    fn on_peers(&mut self, generation: Generation, roster: u64, peers: Vec<PeerAddress>) {
+        let Some(run) = current(&mut self.run, generation) else { return };
+        if run.assignment.is_none() || roster <= run.roster {
+            return;
+        }
+        run.roster = roster;
+        if run.entered && self.has_data {
+            self.actions.push(Action::Meet { generation, roster, peers });
+        } else {
+            run.peers = Some(peers);
         }
     }
 
@@ -266,8 +284,10 @@ impl Machine {
                 run.ready = Some(faults.clone());
                 self.send(Some(ToLauncher::Ready { generation, faults }));
             }
-            Event::Entered { .. } if running => {
+            Event::Entered { generation } if running => {
                 run.entered = true;
+                let (roster, late) = (run.roster, run.peers.take());
+                self.actions.extend(late.map(|peers| Action::Meet { generation, roster, peers }));
                 self.launch_if_complete();
             }
             Event::StoreOpened { generation, address } if running => {
@@ -326,6 +346,7 @@ impl Machine {
             let grace = self.link.margin() / 2;
             match self.without {
                 Without::Ends => self.end(Outcome::LauncherLost, grace),
+                Without::Serves => self.link.given_up = true,
                 Without::Waits => {
                     self.link.given_up = true;
                     self.next = None;
@@ -382,12 +403,12 @@ impl Machine {
             return;
         };
         self.link.last_heartbeat = now;
-        let (generation, heartbeats) = match self.run.as_mut().filter(|run| run.launched) {
-            Some(run) => (run.generation, run.progress.take(now, self.link.lease)),
-            None => (Generation::default(), vec![Vec::new()]),
+        let (generation, roster, heartbeats) = match self.run.as_mut().filter(|run| run.launched) {
+            Some(run) => (run.generation, run.roster, run.progress.take(now, self.link.lease)),
+            None => (Generation::default(), 0, vec![Vec::new()]),
         };
         let heartbeats =
-            heartbeats.into_iter().map(|progress| Action::Heartbeat(session, generation, progress));
+            heartbeats.into_iter().map(|progress| Action::Heartbeat(session, generation, roster, progress));
         self.actions.extend(heartbeats);
     }
 
@@ -409,7 +430,9 @@ impl Machine {
         again.extend(troubles.map(|evidence| ToLauncher::Trouble { generation, evidence }));
         self.actions.extend(again.into_iter().map(|message| Action::Send(session, message)));
         let progress = run.progress.unconfirmed().cloned();
-        self.actions.extend(progress.map(|progress| Action::Heartbeat(session, generation, progress)));
+        let roster = run.roster;
+        self.actions
+            .extend(progress.map(|progress| Action::Heartbeat(session, generation, roster, progress)));
         // Before the ends of ranks: one that ended would else seem to have left its last steps to others.
         self.heartbeat(now);
         let Some(run) = &self.run else { return };

@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use datapath::plane::Role;
+
 use crate::config::WorkerConfig;
 use crate::rendezvous::message::PreflightFault;
 
@@ -20,6 +22,8 @@ pub(super) fn check(
     inherited: Option<&BTreeMap<String, String>>,
 ) -> Vec<PreflightFault> {
     let mut faults = Vec::new();
+    // A data server runs no program and saves nothing.
+    let inherited = inherited.filter(|_| config.role == Role::Worker);
     match inherited {
         Some(inherited) if config.run.workdir.is_dir() => faults.extend(check_command(config, inherited)),
         Some(_) => faults.push(fault(

@@ -25,7 +25,7 @@ use crate::pod::status::Status;
 use crate::ranks::{Prepare, Ranks, RanksEvent};
 use crate::rendezvous::client::Client;
 use crate::rendezvous::message::{
-    Assignment, CauseKind, Evidence, ExitStatus, PreflightFault, Registration, ToLauncher,
+    Assignment, CauseKind, Evidence, ExitStatus, PeerAddress, PreflightFault, Registration, ToLauncher,
 };
 use crate::supervisor::{Container, Family, Launch, RankExit, RankProcess, Supervisor, SupervisorEvent};
 use crate::units::{Generation, Rank};
@@ -55,11 +55,14 @@ pub(super) enum Note {
 /// Where notes are dropped.
 pub(super) type Notes = mpsc::Sender<Note>;
 
+/// An environment; none where ranks run in another container, which has its own.
+type Inherited = Option<Arc<BTreeMap<String, String>>>;
+
 /// All that a worker holds.
 pub(super) struct Shell {
     config: Arc<WorkerConfig>,
     /// What ranks inherit; none where they run in another container.
-    inherited: Option<Arc<BTreeMap<String, String>>>,
+    inherited: Inherited,
     notes: Notes,
     client: Client,
     registration: watch::Sender<Registration>,
@@ -87,6 +90,8 @@ pub(super) struct Parts {
     pub(super) client: Client,
     pub(super) registration: watch::Sender<Registration>,
     pub(super) data: Result<Option<DataSide>, Vec<PreflightFault>>,
+    /// What others may see of this worker, in a pod.
+    pub(super) status: Option<Arc<Status>>,
 }
 
 /// Where the ranks will run.
@@ -94,15 +99,15 @@ pub(super) enum RanksHome {
     /// As children of this process, with this environment.
     Here(Family, BTreeMap<String, String>),
     /// In another container of this pod.
-    There(Orders, mpsc::Receiver<RanksEvent>, Arc<Status>),
+    There(Orders, mpsc::Receiver<RanksEvent>),
 }
 
 impl Shell {
     /// Starts the ranks' thread. The receiver brings what [`Self::translate`] makes events of.
     pub(super) fn start(parts: Parts) -> std::io::Result<(Self, mpsc::Receiver<Note>)> {
-        let Parts { config, home, client, registration, data } = parts;
+        let Parts { config, home, client, registration, data, status } = parts;
         let (notes, inbox) = mpsc::channel(NOTES_MAX);
-        let (ranks_home, inherited, status) = settle(home, &config, notes.clone())?;
+        let (ranks_home, inherited) = settle(home, &config, notes.clone())?;
         let (data, data_faults) = match data {
             Ok(data) => (data.map(Arc::new), Vec::new()),
             Err(faults) => (None, faults),
@@ -179,12 +184,12 @@ impl Shell {
     pub(super) fn perform(&mut self, action: Action) -> Option<Outcome> {
         match action {
             Action::Send(session, message) => self.send(session, message),
-            Action::Heartbeat(session, generation, progress) => {
+            Action::Heartbeat(session, generation, roster, progress) => {
                 let counters = self.data.as_ref().map(|data| data.counters()).unwrap_or_default();
                 if let Some(status) = &self.status {
                     status.count(counters);
                 }
-                self.send(session, ToLauncher::Heartbeat { generation, progress, counters });
+                self.send(session, ToLauncher::Heartbeat { generation, progress, counters, roster });
                 self.rotate_logs();
             }
             Action::Running(running) => {
@@ -192,6 +197,7 @@ impl Shell {
             }
             Action::Check(generation) => self.check(generation),
             Action::Enter(assignment) => self.enter(assignment),
+            Action::Meet { generation, roster, peers } => self.meet(generation, roster, peers),
             Action::OpenStore { generation, world_size } => self.open_store(generation, world_size),
             Action::Launch { assignment, master } => self.launch(assignment, master),
             Action::Examine(exit) => self.examine(exit),
@@ -243,6 +249,15 @@ impl Shell {
                 Err(fault) => Note::Failed(generation, fault),
             };
             let _ = notes.send(note).await;
+        });
+    }
+
+    fn meet(&self, generation: Generation, roster: u64, peers: Vec<PeerAddress>) {
+        let (Some(data), notes) = (self.data.clone(), self.notes()) else { return };
+        tokio::spawn(async move {
+            if let Err(fault) = data.meet(generation, roster, &peers).await {
+                let _ = notes.send(Note::Failed(generation, fault)).await;
+            }
         });
     }
 
@@ -355,12 +370,7 @@ impl Shell {
 }
 
 /// Lets whoever is to execute the ranks tell the agent's loop.
-#[expect(clippy::type_complexity, reason = "the three fields of a shell that depend on where the ranks run")]
-fn settle(
-    home: RanksHome,
-    config: &WorkerConfig,
-    notes: Notes,
-) -> std::io::Result<(Ranks, Option<Arc<BTreeMap<String, String>>>, Option<Arc<Status>>)> {
+fn settle(home: RanksHome, config: &WorkerConfig, notes: Notes) -> std::io::Result<(Ranks, Inherited)> {
     match home {
         RanksHome::Here(family, inherited) => {
             // Fails when the loop is gone; then nobody needs to know.
@@ -372,9 +382,9 @@ fn settle(
                 if config.cpus.is_empty() { Vec::new() } else { crate::host::facts(&config.cpus).cpus };
             let workdir = config.run.workdir.clone();
             let surroundings = Surroundings { env: inherited.clone(), cpus, workdir };
-            Ok((Ranks::Here(supervisor, surroundings), Some(Arc::new(inherited)), None))
+            Ok((Ranks::Here(supervisor, surroundings), Some(Arc::new(inherited))))
         }
-        RanksHome::There(orders, mut events, status) => {
+        RanksHome::There(orders, mut events) => {
             tokio::spawn(async move {
                 while let Some(event) = events.recv().await {
                     if notes.send(Note::Ranks(event)).await.is_err() {
@@ -382,7 +392,7 @@ fn settle(
                     }
                 }
             });
-            Ok((Ranks::There(orders), None, Some(status)))
+            Ok((Ranks::There(orders), None))
         }
     }
 }

@@ -7,6 +7,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use datapath::plane::Role;
 use quinn::Endpoint;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -57,6 +58,7 @@ fn config(folder: &Path, uid: &str, launcher: SocketAddr, script: &str) -> Worke
         job: "test-0000".into(),
         job_uid: uid.to_owned(),
         worker: WorkerId(0),
+        role: Role::Worker,
         launcher,
         launcher_name: "launcher".into(),
         bind: launcher.ip(),
@@ -89,6 +91,7 @@ fn assignment(generation: u64) -> Assignment {
         serves_store: true,
         start_step: Step(0),
         peers: Vec::new(),
+        roster: 0,
     }
 }
 

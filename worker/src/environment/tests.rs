@@ -15,6 +15,7 @@ fn assignment() -> Assignment {
         serves_store: false,
         start_step: Step(700),
         peers: Vec::new(),
+        roster: 0,
     }
 }
 

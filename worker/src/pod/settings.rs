@@ -6,12 +6,18 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use datapath::plane::Role;
+
 use super::identity;
-use crate::config::{PodJob, WorkerConfig};
+use crate::config::{DataConfig, PodJob, WorkerConfig};
 use crate::units::WorkerId;
 
 /// The worker's number: the Job's completion index.
 pub const WORKER_VARIABLE: &str = "SLIPWAY_WORKER";
+/// A data server's number: the completion index of the data servers' Job.
+pub const SERVER_VARIABLE: &str = "SLIPWAY_SERVER";
+/// The number that data server 0 has among all workers.
+pub const FIRST_WORKER_VARIABLE: &str = "SLIPWAY_FIRST_WORKER";
 /// The pod's address (`status.podIP`).
 pub const POD_IP_VARIABLE: &str = "SLIPWAY_POD_IP";
 /// The pod's uid (`metadata.uid`).
@@ -95,6 +101,7 @@ const RELEASE: &str = "launcher and worker image must be of one release";
 
 /// The settings, or every fault.
 pub(crate) fn read(
+    role: Role,
     variable: impl Fn(&str) -> Option<String>,
     folders: &Folders,
     files: Files,
@@ -107,12 +114,15 @@ pub(crate) fn read(
         }
         value
     };
-    let worker = wanted(WORKER_VARIABLE);
+    let number = if role == Role::Server { SERVER_VARIABLE } else { WORKER_VARIABLE };
+    let worker = wanted(number);
+    let first = if role == Role::Server { wanted(FIRST_WORKER_VARIABLE) } else { Some("0".to_owned()) };
     let pod_ip = wanted(POD_IP_VARIABLE);
     let pod_uid = wanted(POD_UID_VARIABLE);
     let node = wanted(NODE_VARIABLE);
     let http = variable(HTTP_VARIABLE).filter(|value| !value.is_empty());
-    let worker: Option<u32> = parsed(WORKER_VARIABLE, "a number", worker.as_deref(), &mut faults);
+    let worker: Option<u32> = parsed(number, "a number", worker.as_deref(), &mut faults);
+    let first: Option<u32> = parsed(FIRST_WORKER_VARIABLE, "a number", first.as_deref(), &mut faults);
     let pod_ip: Option<IpAddr> = parsed(POD_IP_VARIABLE, "an IP address", pod_ip.as_deref(), &mut faults);
     let http: Option<SocketAddr> =
         parsed(HTTP_VARIABLE, "an address with a port", http.as_deref(), &mut faults);
@@ -132,28 +142,39 @@ pub(crate) fn read(
         }
         identity
     });
-    let (Some(worker), Some(bind), Some(pod_uid), Some(node), Some(job), Some(identity), true) =
-        (worker, pod_ip, pod_uid, node, job, identity, faults.is_empty())
+    if let Some(job) = job.as_ref().filter(|job| role == Role::Server && job.data.is_none()) {
+        let what = format!("the job {} has no data that could be served", job.job);
+        faults.push(Fault { place: folders.job.display().to_string(), what, hint: RELEASE });
+    }
+    let (Some(worker), Some(first), Some(bind), Some(pod_uid), Some(node), Some(job), Some(identity), true) =
+        (worker, first, pod_ip, pod_uid, node, job, identity, faults.is_empty())
     else {
         return Err(faults);
     };
     let config = WorkerConfig {
         job: job.job,
         job_uid: job.job_uid,
-        worker: WorkerId(worker),
+        worker: WorkerId(first.saturating_add(worker)),
+        role,
         launcher: job.launcher,
         launcher_name: job.launcher_name,
         bind,
         identity,
         run: job.run,
         cpus: Vec::new(),
-        data: job.data,
+        data: job.data.map(|data| of_role(data, role, job.server_cache_bytes)),
         log_folder: folders.shared.join("logs"),
         checkpoint_folder: job.checkpoint_folder,
         python_folder: folders.shared.join("python"),
         hang_ms: job.hang_ms,
     };
     Ok(Settings { config, pod_uid, node, http: http.unwrap_or(HTTP_DEFAULT) })
+}
+
+/// What a data server may hold is another amount than a sidecar's.
+fn of_role(data: DataConfig, role: Role, server_cache_bytes: Option<u64>) -> DataConfig {
+    let cache_bytes = server_cache_bytes.filter(|_| role == Role::Server).unwrap_or(data.cache_bytes);
+    DataConfig { cache_bytes, ..data }
 }
 
 fn parsed<T: std::str::FromStr>(
@@ -221,6 +242,7 @@ pub(crate) mod tests {
             data: None,
             checkpoint_folder: checkpoints.to_owned(),
             hang_ms: None,
+            server_cache_bytes: None,
         }
     }
 
@@ -251,7 +273,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_pod_says_all_that_a_worker_needs() {
-        let settings = read(variables(&[]), &Folders::below(Path::new("/")), files()).unwrap();
+        let settings = read(Role::Worker, variables(&[]), &Folders::below(Path::new("/")), files()).unwrap();
         let config = &settings.config;
         assert_eq!((config.worker, config.bind), (WorkerId(3), "10.0.0.7".parse().unwrap()));
         assert_eq!(config.log_folder, Path::new("/slipway/logs"));
@@ -262,10 +284,51 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_data_server_is_numbered_after_the_workers_and_holds_more() {
+        let data = DataConfig {
+            source: "/data".into(),
+            manifest: None,
+            order: datapath::order::OrderSpec {
+                seed: 0,
+                global_batch: std::num::NonZeroU32::MIN,
+                shuffle: datapath::order::Shuffle::None,
+                remainder: datapath::order::Remainder::Drop,
+            },
+            epochs: 1,
+            transport: datapath::select::TransportPolicy::Quic,
+            congestion: Default::default(),
+            slots: 4,
+            cache_bytes: 1,
+            tier: None,
+            record: None,
+        };
+        let job = pod_job("10.0.0.1:7443".parse().unwrap(), "true", Path::new("/ckpt"));
+        let with_data = PodJob { data: Some(data), server_cache_bytes: Some(3), ..job };
+        let of = |job: &PodJob| Files { job: Ok(serde_json::to_vec(job).unwrap()), ..files() };
+        let server =
+            || variables(&[(WORKER_VARIABLE, ""), (SERVER_VARIABLE, "1"), (FIRST_WORKER_VARIABLE, "4")]);
+        let folders = Folders::below(Path::new("/"));
+        let config = read(Role::Server, server(), &folders, of(&with_data)).unwrap().config;
+        assert_eq!((config.worker, config.role), (WorkerId(5), Role::Server));
+        assert_eq!(config.data.unwrap().cache_bytes, 3);
+        let config = read(Role::Worker, variables(&[]), &folders, of(&with_data)).unwrap().config;
+        assert_eq!((config.role, config.data.unwrap().cache_bytes), (Role::Worker, 1));
+        let faults = read(Role::Server, variables(&[]), &folders, files()).unwrap_err();
+        assert_eq!(
+            texts(&faults),
+            [
+                "SLIPWAY_SERVER: it is not set",
+                "SLIPWAY_FIRST_WORKER: it is not set",
+                "/slipway-config/job.json: the job digits-7 has no data that could be served",
+            ]
+        );
+    }
+
+    #[test]
     fn everything_that_is_missing_is_said_at_once() {
         let missing = || Err(io::ErrorKind::NotFound.into());
         let none = Files { job: missing(), ca: missing(), worker: missing() };
-        let faults = read(|_| None, &Folders::below(Path::new("/")), none).unwrap_err();
+        let faults = read(Role::Worker, |_| None, &Folders::below(Path::new("/")), none).unwrap_err();
         assert_eq!(
             texts(&faults),
             [
@@ -289,7 +352,7 @@ pub(crate) mod tests {
             (POD_UID_VARIABLE, "0123456789012345678901234567890123456789012345678901234567890123456789"),
         ]);
         let short = Files { job: Ok(b"{}".to_vec()), worker: Ok(vec![1; 32]), ..files() };
-        let faults = read(wrong, &Folders::below(Path::new("/")), short).unwrap_err();
+        let faults = read(Role::Worker, wrong, &Folders::below(Path::new("/")), short).unwrap_err();
         assert_eq!(
             texts(&faults),
             [
@@ -309,7 +372,7 @@ pub(crate) mod tests {
         let mut job = pod_job("10.0.0.1:7443".parse().unwrap(), "true", Path::new("/ckpt"));
         job.run.workdir = "here".into();
         let files = Files { job: Ok(serde_json::to_vec(&job).unwrap()), ..files() };
-        let faults = read(variables(&[]), &Folders::below(Path::new("/")), files).unwrap_err();
+        let faults = read(Role::Worker, variables(&[]), &Folders::below(Path::new("/")), files).unwrap_err();
         assert_eq!(texts(&faults), ["/slipway-config/job.json: its working directory here is not absolute"]);
     }
 }

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use datapath::plane::Role;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
@@ -18,7 +19,7 @@ use super::link::Link;
 use super::process_number;
 use super::settings::{self, Fault, Files, Folders, ROOT_VARIABLE, Settings};
 use super::status::Status;
-use crate::agent::{Outcome, Pod, live_in_pod};
+use crate::agent::{Outcome, Pod, live_as_server, live_in_pod};
 use crate::config::CONFIG_BYTES_MAX;
 use crate::host::pci;
 
@@ -35,6 +36,16 @@ const EXIT_CONFIG: u8 = 78;
 /// The whole of `worker pod`.
 #[must_use]
 pub fn main() -> ExitCode {
+    begin(Role::Worker)
+}
+
+/// The whole of `worker serve`: a data server, which has no ranks' container beside it.
+#[must_use]
+pub fn serve() -> ExitCode {
+    begin(Role::Server)
+}
+
+fn begin(role: Role) -> ExitCode {
     let variable = |name: &str| std::env::var_os(name)?.into_string().ok();
     crate::telemetry::init(variable);
     let root = PathBuf::from(variable(ROOT_VARIABLE).unwrap_or_else(|| "/".to_owned()));
@@ -44,9 +55,11 @@ pub fn main() -> ExitCode {
         ca: read_file(&folders.ca),
         worker: read_file(&folders.worker),
     };
-    let settings = settings::read(variable, &folders, files);
-    let settings = settings
-        .and_then(|settings| lay_out(&folders.shared).map(|()| settings).map_err(|fault| vec![fault]));
+    let settings = settings::read(role, variable, &folders, files);
+    let settings = settings.and_then(|settings| {
+        let laid_out = if role == Role::Server { Ok(()) } else { lay_out(&folders.shared) };
+        laid_out.map(|()| settings).map_err(|fault| vec![fault])
+    });
     let settings = match settings {
         Ok(settings) => settings,
         Err(faults) => {
@@ -60,7 +73,10 @@ pub fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     let outcome = match runtime {
         Ok(runtime) => {
-            let outcome = runtime.block_on(live(settings));
+            let outcome = match role {
+                Role::Worker => runtime.block_on(live(settings)),
+                Role::Server => runtime.block_on(live_serving(settings)),
+            };
             runtime.shutdown_timeout(RUNTIME_END_MAX);
             outcome
         }
@@ -106,6 +122,21 @@ async fn live(settings: Settings) -> Outcome {
         }
     }
     outcome
+}
+
+/// Nobody is left to say goodbye to when the job is over: the pod ends then, with its log.
+async fn live_serving(settings: Settings) -> Outcome {
+    let Settings { config, pod_uid, node, http } = settings;
+    let status = Arc::new(Status::default());
+    let http = match Http::start(http, Arc::clone(&status)).await {
+        Ok(http) => http,
+        Err(error) => {
+            return Outcome::Failed { reason: format!("cannot answer probes at {http}: {error}") };
+        }
+    };
+    let data_bind = data_address(config.bind);
+    tracing::info!(worker = %config.worker, job = %config.job, %pod_uid, probes = %http.address(), "serves");
+    live_as_server(config, status, process_number(&pod_uid), node, data_bind).await
 }
 
 /// Where the data plane listens: at the network function that the pod was given, where it has an address, else at the pod's

@@ -9,6 +9,7 @@
 //!   StoreOpen(g, address)  [rank 0's worker]  ->            Assigned(g)
 //!                                   <- Start(g, master)
 //!   Started(g, pids)                          ->            Joining(g) -> Running(g)
+//!                                   <- Peers(g, roster)     a data server came or went
 //!   Heartbeat(g, progress) …                  ->
 //!   Exited(g, rank, status), Evidence(g, …)   ->            Suspect(g)
 //!                                   <- Fence(g)
@@ -19,12 +20,17 @@
 //! `Welcome` first. After a reconnect the worker says again what it has said of its current generation (`Ready` to
 //! `Fenced`, and the progress of its last lease): the launcher counts a rank's step once, by its number.
 //!
+//! A data server is a worker without ranks that owns chunks before all others. It takes part in a generation like a spare that
+//! is given work, and may come while one runs: then it is gathered, assigned and started by itself, and the others hear of
+//! it by `Peers`. That is only ever said to workers of a job with data servers, so it needs no version of its own.
+//!
 //! A frame is `u32` little-endian length, then that many bytes of JSON: `{"v":1,"body":…}`. Unknown fields are
 //! ignored, so that a newer peer may add some; an unknown version or kind is refused.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use datapath::plane::Role;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::units::{Generation, Incarnation, Rank, Step, WorkerId};
@@ -76,6 +82,9 @@ pub enum ToLauncher {
         progress: Vec<RankProgress>,
         /// The data plane's counters since the worker's start.
         counters: datapath::Counters,
+        /// The number of the last list of peers that it took: an older one than the launcher's is sent again.
+        #[serde(default, skip_serializing_if = "is_first")]
+        roster: u64,
     },
     /// A rank's process ended.
     Exited {
@@ -290,6 +299,15 @@ pub enum ToWorker {
         /// Where the store is.
         master: SocketAddr,
     },
+    /// The generation goes on among these workers: a data server came or went.
+    Peers {
+        /// Which.
+        generation: Generation,
+        /// The list's number: a later one replaces it, an earlier one is void.
+        roster: u64,
+        /// As in [`Assignment::peers`].
+        peers: Vec<PeerAddress>,
+    },
     /// The generation is over: stop its ranks and answer [`ToLauncher::Fenced`].
     Fence {
         /// Which.
@@ -312,7 +330,7 @@ pub struct Assignment {
     pub group_world_size: u32,
     /// This worker's place among them.
     pub group_rank: u32,
-    /// This worker's ranks, in local-rank order; empty for a spare.
+    /// This worker's ranks, in local-rank order; empty for a data server.
     pub ranks: Vec<Rank>,
     /// How often the job has been restarted (`TORCHELASTIC_RESTART_COUNT`).
     pub restarts: u32,
@@ -320,10 +338,19 @@ pub struct Assignment {
     pub max_restarts: u32,
     /// Whether this worker serves the store.
     pub serves_store: bool,
-    /// The first step to run: the committed position.
+    /// The first step to run: the committed position. For a data server that comes later: how far the ranks are.
     pub start_step: Step,
     /// All workers of the generation, this one included: who owns chunks, and where.
     pub peers: Vec<PeerAddress>,
+    /// The number of that list.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub roster: u64,
+}
+
+/// Every generation's first list of peers has number 0, and no other comes where there are no data servers.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it")]
+fn is_first(roster: &u64) -> bool {
+    *roster == 0
 }
 
 /// How to reach one worker's data plane.
@@ -335,6 +362,9 @@ pub struct PeerAddress {
     pub data_address: Option<SocketAddr>,
     /// SHA-256 of its certificate, in lower-case hex.
     pub fingerprint: String,
+    /// A data server owns chunks before workers with ranks.
+    #[serde(default)]
+    pub role: Role,
 }
 
 /// Why a frame cannot be read.

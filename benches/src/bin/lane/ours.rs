@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use datapath::dataset::{ChunkId, Dtype, Manifest, RecordLayout, SampleId, index};
 use datapath::order::{Order, OrderSpec, Remainder, Shuffle};
-use datapath::plane::{Membership, Peer, PeerId, PeerLane, Plane, PlaneConfig};
+use datapath::plane::{Membership, Peer, PeerId, PeerLane, Plane, PlaneConfig, Role};
 use datapath::select::{Congestion, TransportPolicy};
 use datapath::store::Store;
 use datapath::transport::quic::tls::{Identity, fingerprint};
@@ -28,7 +28,7 @@ pub(crate) async fn serve(identity: Identity, client: &[u8], folder: &Path) -> R
     // It asks nobody, so it need not know where the client is.
     let nowhere = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 1);
     let peers = vec![peer(SERVING, plane.local_addr(), &server), peer(ASKING, nowhere, client)];
-    plane.enter(Membership { fence: 1, me: SERVING, peers }).await;
+    plane.enter(Membership { fence: 1, me: SERVING, peers, roster: 0 }).await;
     Ok(plane)
 }
 
@@ -38,7 +38,7 @@ pub(crate) async fn run(server: Server, folder: &Path, work: Work) -> Result<Val
     let (plane, manifest) = start(server.identity.clone(), folder).await?;
     let peers =
         vec![peer(SERVING, server.address, &server.certificate), peer(ASKING, plane.local_addr(), &mine)];
-    plane.enter(Membership { fence: 1, me: ASKING, peers }).await;
+    plane.enter(Membership { fence: 1, me: ASKING, peers, roster: 0 }).await;
     let lane = plane.lane(SERVING).ok_or("no lane")?;
     let result = work::measure(server, work, Lane { lane, manifest }).await;
     plane.close().await;
@@ -77,7 +77,7 @@ async fn start(identity: Identity, folder: &Path) -> Result<(Plane, Arc<Manifest
 
 fn peer(id: PeerId, addr: SocketAddr, certificate: &[u8]) -> Peer {
     let name = if id == SERVING { SERVER } else { CLIENT };
-    Peer { id, addr, server_name: name.to_owned(), fingerprint: fingerprint(certificate) }
+    Peer { id, addr, server_name: name.to_owned(), fingerprint: fingerprint(certificate), role: Role::Worker }
 }
 
 struct Lane {

@@ -209,7 +209,8 @@ async fn a_chunk_that_is_corrupt_at_its_owner_is_named_at_the_reader() {
     let group = Group::start(&dataset, &order, 2, 1 << 20).await;
     let remote = |chunk: &u32| {
         let chunk = crate::dataset::ChunkId(*chunk);
-        crate::select::owner(chunk, &[PeerId(0), PeerId(1)], |_| true) == Some(PeerId(1))
+        let candidate = |id| crate::select::Candidate { id: PeerId(id), role: Role::Worker };
+        crate::select::owner(chunk, &[0, 1].map(candidate), |_| true).unwrap().id == PeerId(1)
     };
     let chunk = (0..20).find(remote).unwrap();
     for at in 0..dataset.manifest.chunks()[usize::try_from(chunk).unwrap()].samples {

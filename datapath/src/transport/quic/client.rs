@@ -173,7 +173,7 @@ impl Link {
     }
 
     async fn connect(&self, asking: &Asking<'_>) -> Result<Open, Failure> {
-        let senders = asking.member.links.len();
+        let senders = asking.member.roster().links.len();
         let config = asking.lane.client_config(self.peer.addr, senders);
         let connecting = asking.lane.endpoint.connect_with(config, self.peer.addr, &self.peer.server_name);
         let connection = connecting.map_err(|_| Failure::Gone)?.await.map_err(|error| lost(&error))?;

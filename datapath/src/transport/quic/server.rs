@@ -47,7 +47,7 @@ pub(crate) async fn serve(serving: Serving) {
 }
 
 async fn greet(mut serving: Serving, incoming: Incoming) {
-    let senders = serving.member.borrow().as_ref().map_or(1, |member| member.links.len());
+    let senders = serving.member.borrow().as_ref().map_or(1, |member| member.roster().links.len());
     let config = serving.lane.server_config(incoming.remote_address(), senders);
     let hello = async {
         let connection = incoming.accept_with(config).ok()?.await.ok()?;

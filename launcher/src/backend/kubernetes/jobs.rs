@@ -420,6 +420,7 @@ pub fn shown(job: &TrainingJob) -> JobStatus {
         steps_total: status.steps_total.map(Step),
         committed: Step(status.committed),
         rank_status: ranks(&status),
+        server_status: status.servers,
         cause: status.cause,
         summary: status.summary,
         controller_pid: None,

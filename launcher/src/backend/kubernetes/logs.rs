@@ -52,7 +52,9 @@ pub async fn send(
     loop {
         let listed = pods.list(&of_job).await.map_err(|error| refused("list the job's pods", &error))?;
         for pod in listed.items.iter().filter_map(PodView::of) {
-            let has_run = matches!(pod.stage, PodStage::Running | PodStage::Ended { .. });
+            // A data server has no ranks that could say anything.
+            let has_run = matches!(pod.stage, PodStage::Running | PodStage::Ended { .. })
+                && (request.system || !pod.is_server);
             if has_run && streams.len() < STREAMS_MAX && read.insert(pod.uid.clone()) {
                 let (client, namespace) = (jobs.client().clone(), jobs.namespace().to_owned());
                 streams.spawn(stream(client, namespace, pod, request.clone(), lines.clone()));
@@ -186,6 +188,7 @@ mod tests {
             name: "p".to_owned(),
             uid: "u".to_owned(),
             worker: WorkerId(2),
+            is_server: false,
             is_gated: false,
             host: None,
             placed: None,

@@ -20,6 +20,12 @@ pub const LABEL_JOB: &str = "slipway.dev/job";
 pub const LABEL_UID: &str = "slipway.dev/job-uid";
 /// Label that the Job controller puts on the pods of an indexed job: the worker's number.
 pub const LABEL_INDEX: &str = "batch.kubernetes.io/job-completion-index";
+/// Label of what is not a worker with ranks or a spare: its role.
+pub const LABEL_ROLE: &str = "slipway.dev/role";
+/// The role of a data server.
+pub const ROLE_SERVER: &str = "server";
+/// Annotation of a data server's pod: the worker's number that index 0 has.
+pub const ANNOTATION_FIRST_WORKER: &str = "slipway.dev/first-worker";
 /// The gate that our pods are born with: lifted when the whole gang has its places.
 pub const GATE: &str = "slipway.dev/placement";
 /// Annotation of a placed pod: where and why, as JSON.
@@ -103,6 +109,12 @@ pub fn memory_map(job: &str) -> String {
 #[must_use]
 pub fn child(job: &str) -> String {
     job.to_owned()
+}
+
+/// The Job of the data servers. A job of that name has a child of that name, so one of the two waits for the other to go.
+#[must_use]
+pub fn servers(job: &str) -> String {
+    format!("{job}-servers")
 }
 
 /// The ResourceClaimTemplate of a worker's devices.

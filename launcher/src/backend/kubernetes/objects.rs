@@ -6,6 +6,7 @@
 //!                   ├─ ConfigMap -config      what every pod is told (inputs)
 //!                   ├─ Secret    -authority   the seed of all certificates, for the controller only
 //!                   ├─ Secret    -identities-N  one key and certificate for each worker
+//!                   ├─ Job       -servers     the data servers' pods (servers)
 //!                   ├─ NetworkPolicy          who may talk to the pods (access)
 //!                   └─ ResourceClaimTemplate  a worker's devices, with dynamic allocation (devices)
 //! ```
@@ -27,6 +28,7 @@ mod devices;
 mod inputs;
 mod pod;
 mod resources;
+mod servers;
 mod volumes;
 
 pub use access::{SEED_KEY, authority_secret, identity_secrets, network_policy};
@@ -35,6 +37,7 @@ pub use devices::{DeviceSource, Devices, claim_template};
 pub use inputs::{config_map, pod_job};
 pub use pod::pod_template;
 pub use resources::{Share, Shares, need, request, shares};
+pub use servers::servers;
 
 /// Which kind of object makes the pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -88,6 +88,12 @@ pub async fn preview(jobs: &Jobs, job: &Job, document: &Value) -> Result<Preview
         None => (Placement::default(), None),
     };
     notes.splice(0..0, placement.notes.iter().cloned());
+    if job.servers() > 0 {
+        let servers = job.servers();
+        notes.push(format!(
+            "{servers} data servers go where the scheduler puts them, when the workers have their places"
+        ));
+    }
     let objects = match render(jobs, job, &placement, gathered.as_ref()) {
         Ok(objects) => objects,
         // What cannot be placed need not have a name either; the reasons say why.
@@ -116,6 +122,7 @@ fn plan(job: &Job, placement: &Placement, notes: Vec<String>) -> Plan {
             worker: place.worker,
             host: place.host.clone(),
             ranks: ranks.map(Rank).collect(),
+            serves: false,
             cpus: Vec::new(),
             numa_node: place.numa_node,
             gpus: Vec::new(),
@@ -161,5 +168,6 @@ fn render(
     let failed = |error: objects::RenderError| Failure::from_error(ExitCode::Unavailable, &error);
     let mut all = objects::needed(&render).map_err(failed)?;
     all.push(objects::child(&render).map_err(failed)?);
+    all.extend(objects::servers(&render));
     Ok(all)
 }

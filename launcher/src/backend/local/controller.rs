@@ -250,6 +250,9 @@ impl Controller {
             Action::Restarting { cause, backoff } => {
                 self.reporter.restarting(&self.group, &cause, backoff).await;
             }
+            Action::Server { news, message, .. } => {
+                self.reporter.server(&self.group, news, message, unix_ms()).await;
+            }
             Action::Done(_) => {}
         }
         None

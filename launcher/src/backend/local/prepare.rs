@@ -1,13 +1,14 @@
 //! From a job to everything that must be known before anything is created: data, program, places.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use datapath::cache::{Need, need};
 use datapath::dataset::{ChunkId, Manifest};
 use datapath::order::{Consumer, Order, share};
-use datapath::select::{self, PeerId};
-use worker::units::Rank;
+use datapath::select::{self, Candidate, PeerId, Role};
+use worker::units::{Rank, WorkerId};
 
 use crate::backend::{Plan, PlannedData, PlannedWorker};
 use crate::dataset;
@@ -33,14 +34,31 @@ pub(super) struct PreparedData {
     pub(super) steps_per_epoch: NonZeroU64,
     /// Bytes of chunks that each worker holds.
     pub(super) cache_bytes: u64,
+    /// The same of each data server.
+    pub(super) server_cache_bytes: u64,
 }
 
 /// Bytes of chunks that one worker holds at the most: the workers of a job share this host's memory with their trainers.
 const CACHE_BYTES_MAX: u64 = 1 << 30;
 
-/// What each worker of a job must hold: its share of a shuffle window, also when the job has shrunk to its minimum.
+/// What each owner of chunks must hold: its share of a shuffle window. Where there are data servers these are the owners;
+/// else the workers, also when the job has shrunk to its minimum.
 fn cache_need(job: &Job, manifest: &Manifest, data: &Data) -> Need {
-    need(manifest, data.order.shuffle, job.workers.min)
+    let owners = data.servers.as_ref().map_or(job.workers.min, |servers| servers.count);
+    need(manifest, data.order.shuffle, owners)
+}
+
+/// Bytes of chunks that each worker holds, and each data server. Beside data servers a worker's cache is empty, and takes no
+/// memory; what it may hold when all of them are gone is enough to read nothing twice, and not to read ahead.
+fn cache_bytes(job: &Job, manifest: &Manifest, data: &Data) -> (u64, u64) {
+    let owner = cache_need(job, manifest, data).ahead.min(CACHE_BYTES_MAX);
+    match &data.servers {
+        None => (owner, 0),
+        Some(_) => {
+            let fallback = need(manifest, data.order.shuffle, job.workers.min).once;
+            (fallback.min(CACHE_BYTES_MAX), owner)
+        }
+    }
 }
 
 /// Finds all of it, or says what is missing.
@@ -68,8 +86,8 @@ async fn prepare_data(job: &Job, data: &Data) -> Result<PreparedData, Failure> {
     let order = Order::new(&manifest, data.order)
         .map_err(|error| Failure::from_error(ExitCode::Data, &error).hint("lower data.globalBatch"))?;
     let steps_per_epoch = NonZeroU64::new(order.steps_per_epoch()).unwrap_or(NonZeroU64::MIN);
-    let cache_bytes = cache_need(job, &manifest, data).ahead.min(CACHE_BYTES_MAX);
-    Ok(PreparedData { manifest, steps_per_epoch, cache_bytes })
+    let (cache_bytes, server_cache_bytes) = cache_bytes(job, &manifest, data);
+    Ok(PreparedData { manifest, steps_per_epoch, cache_bytes, server_cache_bytes })
 }
 
 /// Looks the program up as the kernel and `execvp` will, so that a typing error is told before a job exists.
@@ -113,7 +131,7 @@ fn is_executable(path: &Path) -> bool {
 pub(super) fn plan(job: &Job, prepared: &Prepared) -> Plan {
     let ranks_per_worker = job.run.ranks_per_worker.get();
     let count = job.workers.count.get();
-    let owned = prepared.data.as_ref().map(|data| owned(&data.manifest, count)).unwrap_or_default();
+    let owned = prepared.data.as_ref().map(|data| owned(&data.manifest, job)).unwrap_or_default();
     let workers = prepared.placement.workers.iter().map(|place| {
         let index = place.worker.0;
         let ranks = if index < count {
@@ -121,14 +139,29 @@ pub(super) fn plan(job: &Job, prepared: &Prepared) -> Plan {
         } else {
             Vec::new()
         };
-        let (chunks_owned, bytes_owned) =
-            usize::try_from(index).ok().and_then(|index| owned.get(index).copied()).unwrap_or_default();
+        let (chunks_owned, bytes_owned) = owned.get(&PeerId(index)).copied().unwrap_or_default();
         PlannedWorker {
             worker: place.worker,
             host: place.host.clone(),
             ranks,
+            serves: false,
             cpus: place.cpus.clone(),
             numa_node: place.numa_node,
+            gpus: Vec::new(),
+            chunks_owned,
+            bytes_owned,
+        }
+    });
+    let host = prepared.placement.workers.first().map(|place| place.host.clone()).unwrap_or_default();
+    let servers = (job.workers.total()..job.processes()).map(|index| {
+        let (chunks_owned, bytes_owned) = owned.get(&PeerId(index)).copied().unwrap_or_default();
+        PlannedWorker {
+            worker: WorkerId(index),
+            host: host.clone(),
+            ranks: Vec::new(),
+            serves: true,
+            cpus: Vec::new(),
+            numa_node: None,
             gpus: Vec::new(),
             chunks_owned,
             bytes_owned,
@@ -140,7 +173,7 @@ pub(super) fn plan(job: &Job, prepared: &Prepared) -> Plan {
         ranks: job.ranks().get(),
         command: job.run.command.clone(),
         workdir: job.run.workdir.clone(),
-        workers: workers.collect(),
+        workers: workers.chain(servers).collect(),
         data: job.data.as_ref().zip(prepared.data.as_ref()).map(|(data, found)| planned(job, data, found)),
         notes: prepared
             .placement
@@ -169,15 +202,16 @@ fn notes(job: &Job) -> impl Iterator<Item = String> {
 
 fn cache_note(job: &Job, prepared: &Prepared) -> Option<String> {
     let found = prepared.data.as_ref()?;
-    reread_note(cache_need(job, &found.manifest, job.data.as_ref()?).once, found.cache_bytes)
+    let held = if job.servers() > 0 { found.server_cache_bytes } else { found.cache_bytes };
+    reread_note(cache_need(job, &found.manifest, job.data.as_ref()?).once, held)
 }
 
 /// When chunks will be read more than once per epoch.
 fn reread_note(share_bytes: u64, held_bytes: u64) -> Option<String> {
     (share_bytes > held_bytes).then(|| {
         format!(
-            "a worker's share of a shuffle window is {share_bytes} bytes and it holds {held_bytes}: chunks are read \
-             more than once (use a smaller data.shuffle.chunks, or more workers)"
+            "an owner's share of a shuffle window is {share_bytes} bytes and it holds {held_bytes}: chunks are read \
+             more than once (use a smaller data.shuffle.chunks, or more workers or data.servers)"
         )
     })
 }
@@ -205,14 +239,16 @@ fn planned(job: &Job, data: &Data, found: &PreparedData) -> PlannedData {
     }
 }
 
-/// Chunks and bytes that each worker reads from the store.
-fn owned(manifest: &Manifest, workers: u32) -> Vec<(u64, u64)> {
-    let peers: Vec<PeerId> = (0..workers).map(PeerId).collect();
-    let mut owned = vec![(0, 0); peers.len()];
+/// Chunks and bytes that each owner reads from the store.
+fn owned(manifest: &Manifest, job: &Job) -> BTreeMap<PeerId, (u64, u64)> {
+    let candidate = |role| move |id| Candidate { id: PeerId(id), role };
+    let workers = (0..job.workers.count.get()).map(candidate(Role::Worker));
+    let servers = (job.workers.total()..job.processes()).map(candidate(Role::Server));
+    let peers: Vec<Candidate> = workers.chain(servers).collect();
+    let mut owned = BTreeMap::<PeerId, (u64, u64)>::new();
     for (index, chunk) in (0_u32..).zip(manifest.chunks()) {
-        let owner = select::owner(ChunkId(index), &peers, |_| true);
-        let owner = owner.and_then(|owner| owned.get_mut(usize::try_from(owner.0).ok()?));
-        if let Some((chunks, bytes)) = owner {
+        if let Some(owner) = select::owner(ChunkId(index), &peers, |_| true) {
+            let (chunks, bytes) = owned.entry(owner.id).or_default();
             *chunks += 1;
             *bytes += u64::from(chunk.len);
         }

@@ -52,7 +52,7 @@ struct Running {
 }
 
 impl Processes {
-    /// None yet; `program` is this one's path, `total` the number of workers, spares included, `logs` the folder that
+    /// None yet; `program` is this one's path, `total` the number of workers of all kinds, `logs` the folder that
     /// they and their ranks leave files in.
     pub(super) fn new(
         program: PathBuf,

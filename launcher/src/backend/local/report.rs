@@ -11,7 +11,7 @@ use super::setup::Setup;
 use super::state;
 use crate::backend::numbers::{self, Meter, shown};
 use crate::backend::{JobStatus, Paths, Phase, Progress, ProgressEvent, RankStatus};
-use crate::rendezvous::group::{self, Group};
+use crate::rendezvous::group::{self, Group, ServerNews};
 
 /// How often numbers are told and the status file is written, at the most.
 const PACE: Duration = Duration::from_millis(250);
@@ -91,6 +91,18 @@ impl Reporter {
             from_step: view.committed,
         })
         .await;
+    }
+
+    /// Something happened to a data server; the job goes on.
+    pub(super) async fn server(&mut self, group: &Group, news: ServerNews, message: String, unix_ms: u64) {
+        self.take(group, unix_ms);
+        self.save();
+        if news == ServerNews::Back {
+            tracing::info!(message, "a data server is there");
+            return;
+        }
+        tracing::info!(reason = news.code(), message, "a data server is not there");
+        self.tell(ProgressEvent::Warning { code: news.code().to_owned(), message }).await;
     }
 
     /// Tells numbers, at most at the pace.
@@ -173,6 +185,7 @@ impl Reporter {
                 log: self.folder.rank_log(rank.rank),
             })
             .collect();
+        status.server_status = numbers::servers(group);
         let until = status.ended_unix_ms.unwrap_or(unix_ms);
         #[expect(clippy::cast_precision_loss, reason = "milliseconds of a job fit a double exactly")]
         let seconds =

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU64;
 
 use datapath::dataset::manifest;
+use datapath::plane::Role;
 use datapath::transport::quic::tls::{Identity, fingerprint};
 use worker::config::{DataConfig, ManifestFile, WorkerConfig};
 use worker::units::{Generation, WorkerId};
@@ -29,6 +30,7 @@ pub(super) struct Setup {
     pub(super) identities: BTreeMap<WorkerId, Identity>,
     manifest_digest: String,
     cache_bytes: u64,
+    server_cache_bytes: u64,
 }
 
 impl Setup {
@@ -56,6 +58,7 @@ impl Setup {
             memory,
             placement: prepared.placement,
             cache_bytes: prepared.data.as_ref().map_or(0, |data| data.cache_bytes),
+            server_cache_bytes: prepared.data.as_ref().map_or(0, |data| data.server_cache_bytes),
             steps_per_epoch: prepared.data.map(|data| data.steps_per_epoch),
             identities: BTreeMap::new(),
             manifest_digest,
@@ -63,7 +66,7 @@ impl Setup {
     }
 
     pub(super) fn worker_count(&self) -> u32 {
-        self.job.workers.total()
+        self.job.processes()
     }
 
     /// Steps of the whole job.
@@ -89,26 +92,32 @@ impl Setup {
         worker: WorkerId,
         launcher: SocketAddr,
     ) -> Option<WorkerConfig> {
-        let index = usize::try_from(worker.0).ok()?;
-        let place = self.placement.workers.get(index)?;
         let job = &self.job;
+        let (role, cpus, cache_bytes) = if worker.0 < job.workers.total() {
+            let place = self.placement.workers.get(usize::try_from(worker.0).ok()?)?;
+            (Role::Worker, place.cpus.clone(), self.cache_bytes)
+        } else {
+            // No CPUs of its own: it uses what the ranks leave idle.
+            (Role::Server, Vec::new(), self.server_cache_bytes)
+        };
         Some(WorkerConfig {
             job: folder.id(),
             job_uid: self.uid.clone(),
             worker,
+            role,
             launcher,
             launcher_name: launcher_name(&self.uid),
             bind: Ipv4Addr::LOCALHOST.into(),
             identity: self.identities.get(&worker)?.clone(),
             run: terms::run(job),
-            cpus: place.cpus.clone(),
+            cpus,
             data: job.data.as_ref().map(|data| {
                 let manifest = ManifestFile { path: folder.manifest(), digest: self.manifest_digest.clone() };
                 let tier = data
                     .local_tier
                     .as_ref()
                     .map(|tier| terms::tier(tier, tier.folder.clone().unwrap_or_else(|| folder.tier()), 0));
-                DataConfig { tier, ..terms::data(data, Some(manifest), self.cache_bytes) }
+                DataConfig { tier, ..terms::data(data, Some(manifest), cache_bytes) }
             }),
             log_folder: folder.logs(),
             checkpoint_folder: folder.checkpoints(),

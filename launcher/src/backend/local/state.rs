@@ -46,6 +46,7 @@ pub(super) fn fresh(folder: &Folder, job: &Job, uid: String, created_unix_ms: u6
         cause: None,
         summary: None,
         rank_status: Vec::new(),
+        server_status: Vec::new(),
         controller_pid: None,
         folder: folder.path().to_owned(),
     }
@@ -116,5 +117,8 @@ fn orphaned(status: &mut JobStatus, story: &Story) {
     status.ended_unix_ms = Some(status.ended_unix_ms.unwrap_or_else(|| story.ended()));
     for rank in &mut status.rank_status {
         rank.pid = None;
+    }
+    for server in &mut status.server_status {
+        server.pid = None;
     }
 }

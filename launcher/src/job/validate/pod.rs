@@ -57,19 +57,7 @@ impl<'a> Rules<'a> {
     }
 
     fn labels_and_annotations(&mut self) {
-        for entry in entries(self.find("spec.pod.nodeSelector")) {
-            let path = join("spec.pod.nodeSelector", &entry.key);
-            if !is_label_key(&entry.key) {
-                let hint = "letters, digits, - _ . and one prefix/";
-                self.fault(&entry.place, &path, "is no key of a label", hint);
-            }
-            if let Value::Text(text) = &entry.node.value
-                && !is_label_value(text)
-            {
-                let hint = "at most 63 letters, digits, - _ . with a letter or digit at both ends";
-                self.fault(&entry.node.place, &path, "is no value of a label", hint);
-            }
-        }
+        self.node_selector("spec.pod.nodeSelector");
         for entry in entries(self.find("spec.pod.annotations")) {
             let path = join("spec.pod.annotations", &entry.key);
             if entry.key == NETWORKS_ANNOTATION {
@@ -80,6 +68,23 @@ impl<'a> Rules<'a> {
             } else if !is_label_key(&entry.key) {
                 let hint = "letters, digits, - _ . and one prefix/";
                 self.fault(&entry.place, &path, "is no key of an annotation", hint);
+            }
+        }
+    }
+
+    /// Labels that nodes must have.
+    pub(super) fn node_selector(&mut self, selector: &str) {
+        for entry in entries(self.find(selector)) {
+            let path = join(selector, &entry.key);
+            if !is_label_key(&entry.key) {
+                let hint = "letters, digits, - _ . and one prefix/";
+                self.fault(&entry.place, &path, "is no key of a label", hint);
+            }
+            if let Value::Text(text) = &entry.node.value
+                && !is_label_value(text)
+            {
+                let hint = "at most 63 letters, digits, - _ . with a letter or digit at both ends";
+                self.fault(&entry.node.place, &path, "is no value of a label", hint);
             }
         }
     }

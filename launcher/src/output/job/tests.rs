@@ -27,6 +27,7 @@ fn job(phase: Phase) -> JobStatus {
         cause: None,
         summary: None,
         rank_status: Vec::new(),
+        server_status: Vec::new(),
         controller_pid: Some(77),
         folder: "/state/jobs/digits-1a2b".into(),
     }
@@ -110,6 +111,28 @@ fn a_status_has_its_ranks() {
 }
 
 #[test]
+fn a_status_names_data_servers_and_what_is_wrong_with_them() {
+    let server = |server, pid, phase, message: &str| ServerStatus {
+        server,
+        worker: WorkerId(4 + server),
+        host: if server == 2 { String::new() } else { "here".to_owned() },
+        pid,
+        phase,
+        message: message.to_owned(),
+    };
+    let running = JobStatus {
+        summary: Some(Summary { bytes_read_by_servers: 2 << 20, ..numbers_of_a_run() }),
+        server_status: vec![
+            server(0, Some(4300), ServerPhase::Serving, ""),
+            server(1, None, ServerPhase::Lost, "its process ended (signal: 9 (SIGKILL))"),
+            server(2, None, ServerPhase::Starting, ""),
+        ],
+        ..job(Phase::Running)
+    };
+    insta::assert_snapshot!("a_status_names_data_servers_and_what_is_wrong_with_them", status(&running));
+}
+
+#[test]
 fn a_list_has_a_line_per_job() {
     let failed = JobStatus { cause: Some(cause()), steps_total: None, ..job(Phase::Failed) };
     insta::assert_snapshot!(
@@ -125,6 +148,7 @@ fn a_plan_says_where_everything_goes() {
         host: "here".to_owned(),
         ranks: ranks.iter().map(|rank| Rank(*rank)).collect(),
         cpus: cpus.to_vec(),
+        serves: worker == 3,
         numa_node: (worker == 0).then_some(0),
         gpus: Vec::new(),
         chunks_owned: 3,
@@ -136,7 +160,12 @@ fn a_plan_says_where_everything_goes() {
         ranks: 4,
         command: vec!["python3".to_owned(), "train.py".to_owned()],
         workdir: "/jobs".into(),
-        workers: vec![worker(0, &[0, 1], &[0, 1, 2, 5]), worker(1, &[2, 3], &[]), worker(2, &[], &[])],
+        workers: vec![
+            worker(0, &[0, 1], &[0, 1, 2, 5]),
+            worker(1, &[2, 3], &[]),
+            worker(2, &[], &[]),
+            worker(3, &[], &[]),
+        ],
         data: Some(PlannedData {
             source: "/jobs/shards".to_owned(),
             digest: "d".to_owned(),

@@ -46,6 +46,9 @@ impl Group {
             since: now.elapsed,
             master: Some(UNTOLD),
             started: BTreeSet::new(),
+            servers: BTreeMap::new(),
+            roster: 0,
+            knows_servers: self.servers.is_empty(),
             pids: BTreeMap::new(),
             exits: BTreeMap::new(),
             observed: Vec::new(),
@@ -95,6 +98,7 @@ impl Group {
     }
 
     pub(super) fn tick_adopted(&mut self, now: Now) {
+        self.settle_servers(now);
         let limit = self.config.timing.lease;
         let State::Joining { world } = &self.state else { return };
         let Some(worker) = world.awaited.first().copied() else { return };

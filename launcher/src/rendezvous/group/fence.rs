@@ -54,7 +54,9 @@ impl Group {
                 let (waiting, lost) = self.reachable(world);
                 let deadline = self.stop_deadline(now.elapsed);
                 let message = self.fence_message(world.generation);
-                for worker in &waiting {
+                // Data servers are not waited for: nothing of theirs runs on, and the next generation ends this one there, too.
+                let servers: Vec<WorkerId> = world.servers.keys().copied().collect();
+                for worker in waiting.iter().chain(&servers) {
                     self.send(*worker, message.clone());
                 }
                 self.set_stage(FenceStage::Stopping { waiting, lost, deadline });
@@ -114,6 +116,10 @@ impl Group {
         }
         if generation != self.generation {
             return;
+        }
+        if self.is_server(worker) {
+            // In a fence it was told to; otherwise it thought that we were lost. It is in no more of this generation.
+            return self.server_lost(worker, "it lost its connection", now);
         }
         match &mut self.state {
             State::Fencing { stage: FenceStage::Stopping { waiting, .. }, .. } => {
@@ -206,6 +212,9 @@ impl Group {
         // The summary and the ranks are the last generation's, so they are kept before that is left.
         let summary = self.summary();
         self.last_ranks = self.ranks();
+        self.last_servers = self.servers();
+        // They end now, and whoever looks later finds none.
+        self.last_servers.iter_mut().for_each(|server| server.pid = None);
         self.ended = Some(summary.clone());
         let record = self.persist(Record::End { outcome: outcome.clone(), summary: Box::new(summary) });
         self.state = State::Ending { outcome, stage: EndStage::Recording(record) };
@@ -236,7 +245,8 @@ impl Group {
             && !matches!(self.state, State::Fencing { .. })
         {
             // Only a spare can be lost while the others run on.
-            let spares = workers.iter().filter(|worker| world.seat(**worker).is_none());
+            let is_spare = |worker: &&WorkerId| world.seat(**worker).is_none() && !self.is_server(**worker);
+            let spares = workers.iter().filter(is_spare);
             for worker in spares.copied().collect::<Vec<_>>() {
                 self.relaunch_spare(worker, now);
             }

@@ -32,9 +32,10 @@ impl Group {
         // fenced (again) and everything that it started is swept before a new number is taken. Workers that outlive
         // it are told instead, each when it registers.
         if self.config.finds_workers {
-            for member in self.members.values_mut() {
+            for (worker, member) in &mut self.members {
                 member.presence = Presence::Launching { since: now.elapsed, pid: None };
-                member.is_unknown = true;
+                // A data server runs nothing that could be beside another generation.
+                member.is_unknown = !self.servers.contains_key(worker);
             }
             if self.generation > self.fenced_before && self.seated_before == self.generation {
                 return self.adopt(now);
@@ -59,6 +60,7 @@ impl Group {
             member.relaunches = 0;
             if let Some(present) = member.present_mut() {
                 present.ready = None;
+                present.roster = 0;
             }
         }
     }
@@ -71,6 +73,7 @@ impl Group {
         {
             *recorded = true;
             self.launch_the_absent(now);
+            self.launch_servers(now);
             for worker in self.members.keys().copied().collect::<Vec<_>>() {
                 self.tell(worker, now.elapsed);
             }
@@ -123,6 +126,9 @@ impl Group {
             }
         }
         let resumes = self.resumes(worker, incarnation, &host.name, running);
+        let serves = self.is_server(worker)
+            && running.is_some()
+            && running == self.world().map(|world| world.generation);
         let Some(member) = self.members.get_mut(&worker) else { return };
         member.is_unknown = false;
         member.presence = Presence::Present(Box::new(Present {
@@ -135,9 +141,13 @@ impl Group {
             heard_unix_ns: now.unix_ns,
             told: now.elapsed,
             ready: None,
-            stale: running.filter(|_| resumes != Resumes::Yes),
+            roster: 0,
+            stale: running.filter(|_| resumes != Resumes::Yes && !serves),
         }));
         self.welcome(worker);
+        if serves {
+            self.server_resumes(worker, incarnation, now);
+        }
         self.tell(worker, now.elapsed);
         if resumes == Resumes::No {
             self.does_not_resume(worker, now);
@@ -166,11 +176,15 @@ impl Group {
     ) {
         let is_asked =
             matches!(self.state, State::Gathering { recorded: true, .. } | State::Preflight { .. });
-        if generation != self.generation || !is_asked {
+        let comes_later = self.is_server(worker) && self.world().is_some();
+        if generation != self.generation || !is_asked && !comes_later {
             return;
         }
         if let Some(present) = self.members.get_mut(&worker).and_then(Member::present_mut) {
             present.ready = Some(faults);
+        }
+        if comes_later {
+            return self.server_ready(worker, now);
         }
         self.close_preflight(now);
     }
@@ -192,14 +206,14 @@ impl Group {
                     self.lose(worker, Presence::Lost, "it did not check itself in time", now);
                 }
             }
+            State::Preflight { .. } => self.close_preflight(now),
             _ => {}
         }
     }
 
     fn give_up_gathering(&mut self) {
         let missing: Vec<String> = self
-            .members
-            .iter()
+            .candidates()
             .filter(|(_, member)| !member.is_eligible())
             .map(|(worker, _)| worker.to_string())
             .collect();
@@ -222,7 +236,7 @@ impl Group {
         if let State::Gathering { recorded: false, .. } = self.state {
             return;
         }
-        self.launch(&self.members.keys().copied().collect::<Vec<_>>(), now);
+        self.launch(&self.candidates().map(|(worker, _)| *worker).collect::<Vec<_>>(), now);
     }
 
     fn launch(&mut self, workers: &[WorkerId], now: Now) {
@@ -291,7 +305,7 @@ impl Group {
         let is_left = |member: &&Member| {
             !member.is_given_up && !matches!(member.presence, Presence::Absent | Presence::Lost)
         };
-        let left = self.members.values().filter(is_left).count();
+        let left = self.candidates().map(|(_, member)| member).filter(is_left).count();
         let is_enough = u32::try_from(left).is_ok_and(|left| left >= self.config.min_workers);
         if is_enough && let Some(member) = self.members.get_mut(&worker) {
             member.is_given_up = true;
@@ -301,13 +315,13 @@ impl Group {
 
     pub(super) fn close_gathering(&mut self, now: Now) {
         let present: BTreeSet<WorkerId> =
-            self.members.iter().filter(|(_, member)| member.is_eligible()).map(|(id, _)| *id).collect();
+            self.candidates().filter(|(_, member)| member.is_eligible()).map(|(id, _)| *id).collect();
         let have = u32::try_from(present.len()).unwrap_or(u32::MAX);
         // What it runs would be beside the next generation.
         if self.members.values().any(|member| member.is_unknown) {
             return;
         }
-        let hoped_for = self.members.values().filter(|member| !member.is_given_up).count();
+        let hoped_for = self.candidates().filter(|(_, member)| !member.is_given_up).count();
         let State::Gathering { recorded: true, not_before, enough, .. } = &mut self.state else { return };
         if have < self.config.min_workers {
             *enough = None;
@@ -327,9 +341,9 @@ impl Group {
         self.members.get(&worker).and_then(Member::present).is_some_and(|present| present.ready.is_some())
     }
 
-    fn close_preflight(&mut self, now: Now) {
-        let State::Preflight { members, .. } = &self.state else { return };
-        if !members.iter().all(|worker| self.is_ready(*worker)) {
+    pub(super) fn close_preflight(&mut self, now: Now) {
+        let State::Preflight { members, since } = &self.state else { return };
+        if !members.iter().all(|worker| self.is_ready(*worker)) || self.awaits_servers(*since, now) {
             return;
         }
         let members = members.clone();
@@ -399,6 +413,8 @@ impl Group {
             .collect();
         let ranks =
             u32::try_from(seats.len()).unwrap_or(u32::MAX).saturating_mul(self.config.ranks_per_worker);
+        let servers: BTreeMap<_, _> = self.ready_servers().into_iter().collect();
+        let begun: Vec<WorkerId> = self.seats.iter().chain(servers.keys()).copied().collect();
         let world = Box::new(World {
             generation: self.generation,
             seats,
@@ -406,6 +422,9 @@ impl Group {
             since: now.elapsed,
             master: None,
             started: BTreeSet::new(),
+            servers,
+            roster: 0,
+            knows_servers: true,
             pids: BTreeMap::new(),
             exits: BTreeMap::new(),
             observed: Vec::new(),
@@ -416,7 +435,7 @@ impl Group {
         });
         self.persist(Record::Assigned { generation: self.generation, seats: self.seats.clone() });
         self.state = State::Assigned { world };
-        for worker in self.seats.clone() {
+        for worker in begun {
             self.tell(worker, now.elapsed);
         }
     }

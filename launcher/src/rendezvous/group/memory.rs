@@ -110,6 +110,9 @@ pub struct GroupSummary {
     pub reported: BTreeMap<String, f64>,
     /// The data planes' counters, over all workers and generations of this launcher's life.
     pub counters: Counters,
+    /// Of these, the data servers' own.
+    #[serde(default)]
+    pub server_counters: Counters,
 }
 
 /// What is known from the records of earlier launchers.

@@ -70,7 +70,8 @@ impl Group {
             return;
         }
         world.master = Some(address);
-        let seats: Vec<WorkerId> = world.seats.iter().map(|seat| seat.worker).collect();
+        let seats = world.seats.iter().map(|seat| seat.worker);
+        let seats: Vec<WorkerId> = seats.chain(world.servers.keys().copied()).collect();
         if let State::Assigned { world } = std::mem::replace(&mut self.state, State::Pending) {
             self.state = State::Joining { world };
         }
@@ -89,6 +90,9 @@ impl Group {
         pids: BTreeMap<Rank, u32>,
         now: Now,
     ) {
+        if self.is_server(worker) && generation == self.generation {
+            return self.server_started(worker, now);
+        }
         let Some(world) = self.seated(worker, generation) else { return };
         if world.master.is_none() {
             return;
@@ -201,6 +205,9 @@ impl Group {
     }
 
     pub(super) fn trouble(&mut self, worker: WorkerId, generation: Generation, evidence: Evidence, now: Now) {
+        if self.is_server(worker) && generation == self.generation {
+            return self.server_lost(worker, &evidence.message, now);
+        }
         let Some(world) = self.seated(worker, generation) else { return };
         // In `Fencing` the cause is known, and what is seen now is our own doing.
         let observed = Observed { worker, evidence };
@@ -330,6 +337,12 @@ impl Group {
         member.leave(left);
         if let Some(counters) = self.counters.remove(&worker) {
             self.counters_of_the_gone += counters;
+            if self.is_server(worker) {
+                self.server_counters_of_the_gone += counters;
+            }
+        }
+        if self.is_server(worker) {
+            return self.server_lost(worker, why, now);
         }
         match &self.state {
             State::Gathering { .. } | State::Preflight { .. } => self.lost_while_gathering(worker, why, now),

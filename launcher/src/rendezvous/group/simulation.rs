@@ -8,7 +8,9 @@
 //! - I4: `Running` means that all assigned ranks have been executed;
 //! - I5: the generation grows strictly, also over launchers;
 //! - I6: once faults stop, the job ends within a bound;
-//! - I7: a recorded cause is one that happened, and never our own doing.
+//! - I7: a recorded cause is one that happened, and never our own doing;
+//! - I8: nothing that happens to data servers ends a generation; where only they have trouble, the job succeeds in its first;
+//! - I9: a while after data servers came or went, every worker with ranks has the list of those that serve.
 //!
 //! `SLIPWAY_SIM_SCHEDULES` sets how many, `SLIPWAY_SIM_SEED` runs one and prints its events.
 

@@ -12,6 +12,7 @@ use worker::units::{Generation, Incarnation, Rank, WorkerId};
 use super::evidence::Observed;
 use super::memory::Outcome;
 use super::progress::Progress;
+use super::servers::Serving;
 use super::{Group, RETIRED_MAX, RecordId};
 
 /// Where the group is.
@@ -173,6 +174,8 @@ pub(super) struct Present {
     pub(super) told: Duration,
     /// Its answer to this generation's `Gather`.
     pub(super) ready: Option<Vec<PreflightFault>>,
+    /// The list of peers that it has, of this generation's.
+    pub(super) roster: u64,
     /// An earlier generation that still runs there.
     pub(super) stale: Option<Generation>,
 }
@@ -187,6 +190,12 @@ pub(super) struct World {
     pub(super) since: Duration,
     pub(super) master: Option<SocketAddr>,
     pub(super) started: BTreeSet<WorkerId>,
+    /// The data servers that have a part in it.
+    pub(super) servers: BTreeMap<WorkerId, Serving>,
+    /// The number of the list of peers.
+    pub(super) roster: u64,
+    /// Which data servers there are is known: not so just after an earlier launcher's generation was taken over.
+    pub(super) knows_servers: bool,
     pub(super) pids: BTreeMap<Rank, u32>,
     pub(super) exits: BTreeMap<Rank, ExitStatus>,
     pub(super) observed: Vec<Observed>,
@@ -246,8 +255,28 @@ impl World {
             max_restarts: group.config.restarts.max,
             serves_store: group_rank == 0,
             start_step: self.progress.committed(),
-            peers: self.seats.iter().map(|seat| group.peer(seat.worker)).collect(),
+            peers: self.peers(group),
+            roster: self.roster,
         }
+    }
+
+    /// What a data server is given: everything but ranks.
+    pub(super) fn server_assignment(&self, group: &Group) -> Assignment {
+        let group_rank = u32::try_from(self.seats.len()).unwrap_or(u32::MAX);
+        Assignment {
+            group_rank,
+            ranks: Vec::new(),
+            serves_store: false,
+            start_step: self.progress.step(),
+            ..self.assignment(group_rank, group)
+        }
+    }
+
+    /// Who exchanges chunks: the workers with ranks and the data servers that are known to serve.
+    pub(super) fn peers(&self, group: &Group) -> Vec<PeerAddress> {
+        let servers = self.servers.iter().filter(|(_, serving)| serving.is_announced);
+        let seats = self.seats.iter().map(|seat| seat.worker);
+        seats.chain(servers.map(|(worker, _)| *worker)).map(|worker| group.peer(worker)).collect()
     }
 
     /// What a worker of this generation has not answered yet.
@@ -274,6 +303,7 @@ impl Group {
             worker,
             data_address: self.members.get(&worker).and_then(Member::present).and_then(|p| p.data_address),
             fingerprint: self.config.fingerprints.get(&worker).cloned().unwrap_or_default(),
+            role: self.role(worker),
         }
     }
 }

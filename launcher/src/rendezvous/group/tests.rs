@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use datapath::plane::Role;
 use worker::rendezvous::message::{
     CauseKind, ConsumedStep, DataFacts, Evidence, ExitStatus, HostFacts, PreflightFault, RankProgress,
     ToLauncher,
@@ -12,6 +13,7 @@ use super::*;
 use crate::backend::{CauseCode, Phase};
 
 mod adoption;
+mod servers;
 
 /// A group, its journal and the processes that it wants, all of them obedient until told otherwise.
 struct Rig {
@@ -25,6 +27,8 @@ struct Rig {
     /// Whether what is to be written is written at once.
     disk: bool,
     done: Option<Outcome>,
+    /// What was said of data servers.
+    news: Vec<(ServerNews, String)>,
 }
 
 fn config(workers: u32, spares: u32) -> GroupConfig {
@@ -32,6 +36,7 @@ fn config(workers: u32, spares: u32) -> GroupConfig {
         workers,
         min_workers: workers,
         spares,
+        servers: 0,
         ranks_per_worker: 1,
         steps_per_epoch: NonZeroU64::new(10),
         finds_workers: false,
@@ -53,6 +58,7 @@ impl Rig {
             pids: BTreeMap::new(),
             disk: true,
             done: None,
+            news: Vec::new(),
         };
         rig.handle(Event::Start);
         rig
@@ -88,6 +94,7 @@ impl Rig {
                 }
                 Action::Send { worker, message, .. } => self.told.push((worker.0, message)),
                 Action::Restarting { .. } => {}
+                Action::Server { news, message, .. } => self.news.push((news, message)),
                 Action::Done(outcome) => self.done = Some(outcome),
             }
         }
@@ -102,6 +109,7 @@ impl Rig {
                     generation: Generation(0),
                     progress: Vec::new(),
                     counters: Counters::default(),
+                    roster: 0,
                 };
                 self.says(worker, heartbeat);
             }
@@ -178,7 +186,7 @@ impl Rig {
             ended: false,
         }];
         let (generation, counters) = (self.group.generation(), Counters::default());
-        self.says(worker, ToLauncher::Heartbeat { generation, progress, counters });
+        self.says(worker, ToLauncher::Heartbeat { generation, progress, counters, roster: 0 });
     }
 
     fn fail(&mut self, worker: u32, cause: CauseKind, message: &str) {
@@ -420,7 +428,12 @@ fn commits(worker: u32, step: u64) -> ToLauncher {
         reported: BTreeMap::new(),
         ended: false,
     };
-    ToLauncher::Heartbeat { generation: Generation(1), progress: vec![rank], counters: Counters::default() }
+    ToLauncher::Heartbeat {
+        generation: Generation(1),
+        progress: vec![rank],
+        counters: Counters::default(),
+        roster: 0,
+    }
 }
 
 #[test]

@@ -148,6 +148,7 @@ impl Group {
             work,
             reported: self.reported.clone(),
             counters: self.counters(),
+            server_counters: self.server_counters(),
         }
     }
 
@@ -171,6 +172,26 @@ impl Group {
         sum
     }
 
+    /// The data servers' alone.
+    fn server_counters(&self) -> Counters {
+        let mut sum = self.server_counters_of_the_gone;
+        for (_, counters) in self.counters.iter().filter(|(worker, _)| self.is_server(**worker)) {
+            sum += *counters;
+        }
+        sum
+    }
+
+    /// When the job is over its workers still tell what they did until they heard of it.
+    pub(super) fn count_last_words(&mut self) {
+        if self.ended.is_none() {
+            return;
+        }
+        let (counters, server_counters) = (self.counters(), self.server_counters());
+        if let Some(ended) = &mut self.ended {
+            (ended.counters, ended.server_counters) = (counters, server_counters);
+        }
+    }
+
     /// The data set, where the workers found it and agree.
     #[must_use]
     pub fn data(&self) -> Option<&DataFacts> {
@@ -190,7 +211,7 @@ impl Group {
         };
         match &self.state {
             State::Gathering { .. } => {
-                let missing = self.members.iter().filter(|(_, member)| !member.is_eligible());
+                let missing = self.candidates().filter(|(_, member)| !member.is_eligible());
                 let missing: Vec<WorkerId> = missing.map(|(worker, _)| *worker).collect();
                 if missing.is_empty() { String::new() } else { format!("workers {}", list(missing)) }
             }
@@ -198,7 +219,11 @@ impl Group {
                 let late = members.iter().copied().filter(|worker| {
                     self.members.get(worker).and_then(Member::present).is_none_or(|p| p.ready.is_none())
                 });
-                format!("the checks of workers {}", list(late.collect()))
+                let late: Vec<WorkerId> = late.collect();
+                match late.is_empty() {
+                    true => format!("data servers (workers {})", list(self.awaited_servers())),
+                    false => format!("the checks of workers {}", list(late)),
+                }
             }
             State::Assigned { .. } => "the store".to_owned(),
             State::Joining { world } => {

@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::{Outcome, Stuck};
 use crate::rendezvous::client::SessionId;
 use crate::rendezvous::message::{
-    Assignment, ConsumedStep, Evidence, ExitStatus, PreflightFault, RankProgress, ToLauncher, ToWorker,
+    Assignment, ConsumedStep, Evidence, ExitStatus, PeerAddress, PreflightFault, RankProgress, ToLauncher,
+    ToWorker,
 };
 use crate::supervisor::RankExit;
 use crate::units::{Generation, Rank, Step};
@@ -95,13 +96,19 @@ pub(in crate::agent) enum Event {
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::agent) enum Action {
     Send(SessionId, ToLauncher),
-    /// Send a heartbeat, with the data plane's counters put in.
-    Heartbeat(SessionId, Generation, Vec<RankProgress>),
+    /// Send a heartbeat, with the number of the last list of peers, and with the data plane's counters put in.
+    Heartbeat(SessionId, Generation, u64, Vec<RankProgress>),
     /// What a registration says from now on.
     Running(Option<Generation>),
     Check(Generation),
     /// Let the data plane take part in the generation, and open a feed per rank.
     Enter(Assignment),
+    /// Let it go on among other peers.
+    Meet {
+        generation: Generation,
+        roster: u64,
+        peers: Vec<PeerAddress>,
+    },
     OpenStore {
         generation: Generation,
         world_size: u32,

@@ -8,7 +8,7 @@ use super::event::FeedNews;
 use super::progress::{Progress, Stuck};
 use super::{GRACE, Now};
 use crate::rendezvous::client::SessionId;
-use crate::rendezvous::message::{Assignment, Evidence, ExitStatus, PreflightFault, ToLauncher};
+use crate::rendezvous::message::{Assignment, Evidence, ExitStatus, PeerAddress, PreflightFault, ToLauncher};
 use crate::supervisor::RankExit;
 use crate::units::{Generation, Rank};
 
@@ -38,6 +38,10 @@ pub(super) struct Run {
     pub(super) ready: Option<Vec<PreflightFault>>,
     pub(super) assignment: Option<Assignment>,
     pub(super) entered: bool,
+    /// The number of the last list of peers that came.
+    pub(super) roster: u64,
+    /// That list, while the data plane has not entered.
+    pub(super) peers: Option<Vec<PeerAddress>>,
     pub(super) store: Option<SocketAddr>,
     pub(super) master: Option<SocketAddr>,
     pub(super) launched: bool,
@@ -87,6 +91,8 @@ impl Run {
             ready: None,
             assignment: None,
             entered: false,
+            roster: 0,
+            peers: None,
             store: None,
             master: None,
             launched: false,

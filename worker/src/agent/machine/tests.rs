@@ -86,7 +86,7 @@ fn describe(action: &Action) -> String {
             ToLauncher::Fenced { generation } => format!("fenced {generation}"),
             other => format!("{other:?}"),
         },
-        Action::Heartbeat(_, generation, progress) => {
+        Action::Heartbeat(_, generation, roster, progress) => {
             let ranks: Vec<String> = progress
                 .iter()
                 .map(|rank| {
@@ -95,11 +95,13 @@ fn describe(action: &Action) -> String {
                     format!("{}:{steps:?}{committed}", rank.rank)
                 })
                 .collect();
-            format!("heartbeat {generation} [{}]", ranks.join(" "))
+            let roster = if *roster > 0 { format!("peers {roster} ") } else { String::new() };
+            format!("heartbeat {generation} {roster}[{}]", ranks.join(" "))
         }
         Action::Running(running) => format!("running {:?}", running.map(|generation| generation.0)),
         Action::Check(generation) => format!("CHECK {generation}"),
         Action::Enter(assignment) => format!("ENTER {}", assignment.generation),
+        Action::Meet { generation, roster, .. } => format!("MEET {generation} peers {roster}"),
         Action::OpenStore { generation, .. } => format!("STORE {generation}"),
         Action::Launch { assignment, .. } => format!("LAUNCH {}", assignment.generation),
         Action::Examine(exit) => format!("EXAMINE {}", exit.rank),
@@ -148,6 +150,7 @@ fn assignment(generation: u64) -> Assignment {
         serves_store: true,
         start_step: Step(0),
         peers: Vec::new(),
+        roster: 0,
     }
 }
 
@@ -270,7 +273,7 @@ fn what_piled_up_without_a_launcher_is_told_in_frames_that_fit() {
         .handle(welcome(), bench.now)
         .iter()
         .filter_map(|action| match action {
-            Action::Heartbeat(SessionId(2), _, progress) => {
+            Action::Heartbeat(SessionId(2), _, _, progress) => {
                 Some(progress.iter().map(|rank| rank.consumed.len()).sum())
             }
             _ => None,
@@ -392,6 +395,46 @@ fn a_spare_starts_nothing_and_says_so() {
     let start = Event::Message(ToWorker::Start { generation: Generation(1), master: address() });
     assert_eq!(bench.on(start), "running Some(1), started 1");
     assert_eq!(bench.on(fence(1)), "heartbeat 1 [], LEAVE 1, running None, fenced 1");
+}
+
+#[test]
+fn peers_that_come_and_go_are_met_in_their_order_once_the_data_plane_is_there() {
+    let peers = |generation, roster| {
+        let generation = Generation(generation);
+        Event::Message(ToWorker::Peers { generation, roster, peers: Vec::new() })
+    };
+    let mut bench = bench(true);
+    bench.on(gather(1));
+    bench.on(checked(1));
+    assert_eq!(bench.on(peers(1, 3)), "", "nothing is known of the generation yet");
+    let server = Assignment { ranks: Vec::new(), serves_store: false, roster: 1, ..assignment(1) };
+    bench.on(Event::Message(ToWorker::Assign(server)));
+    assert_eq!(bench.on(peers(1, 2)), "", "the data plane has not entered");
+    assert_eq!(bench.on(Event::Entered { generation: Generation(1) }), "MEET 1 peers 2");
+    bench.on(Event::Message(ToWorker::Start { generation: Generation(1), master: address() }));
+    assert_eq!(bench.on(peers(1, 2)), "", "again");
+    assert_eq!(bench.on(peers(2, 9)), "", "another generation's");
+    assert_eq!(bench.on(peers(1, 4)), "MEET 1 peers 4");
+    assert_eq!(bench.on(peers(1, 3)), "", "an older list");
+    assert_eq!(bench.on(fence(1)), "heartbeat 1 peers 4 [], LEAVE 1, running None, fenced 1");
+}
+
+#[test]
+fn a_data_server_in_a_pod_goes_on_serving_while_it_looks_for_a_launcher() {
+    let machine = Machine::new(true, None, Without::Serves);
+    let mut bench = Bench { machine, now: Duration::ZERO };
+    bench.on(Event::Connected(SessionId(1)));
+    bench.on(welcome());
+    bench.on(gather(1));
+    bench.on(checked(1));
+    let server = Assignment { ranks: Vec::new(), serves_store: false, ..assignment(1) };
+    bench.on(Event::Message(ToWorker::Assign(server)));
+    bench.on(Event::Entered { generation: Generation(1) });
+    bench.on(Event::Message(ToWorker::Start { generation: Generation(1), master: address() }));
+    bench.on(Event::Lost { silent: Duration::ZERO });
+    assert_eq!(bench.pass(Duration::from_secs(600)), "", "nothing of it must not run on unseen");
+    bench.on(Event::Connected(SessionId(2)));
+    assert_eq!(bench.on(welcome()), "ready 1 0, started 1, heartbeat 1 []");
 }
 
 #[test]

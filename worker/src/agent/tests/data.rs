@@ -94,6 +94,7 @@ async fn all_steps_arrive_before_the_ends() {
         worker: WorkerId(0),
         data_address: rig.registration.data_address,
         fingerprint: "0".repeat(64),
+        role: Role::Worker,
     };
     assert!(me.data_address.is_some());
     rig.start_with(Assignment { peers: vec![me], ..assignment(1) }).await;
@@ -198,4 +199,42 @@ async fn a_worker_that_is_given_no_manifest_looks_for_itself_and_tells_what_it_f
     let faults = DataSide::start(&config, config.bind).await.unwrap_err();
     assert_eq!(faults.iter().map(|fault| fault.code.as_str()).collect::<Vec<_>>(), ["dataset_unusable"]);
     assert!(faults[0].message.contains("a.bin"), "{faults:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_data_server_runs_nothing_and_reads_what_others_will_need() {
+    let folder = TempDir::new().unwrap();
+    let (data, _) = dataset(folder.path()).await;
+    let mut rig = rig_with("serves", "", 10_000, |config| {
+        config.role = Role::Server;
+        // Nobody looks for a program here.
+        config.run.command = vec!["/nonexistent".into()];
+        config.run.workdir = "/nonexistent".into();
+        config.data = Some(data);
+    })
+    .await;
+    let generation = Generation(1);
+    let me = PeerAddress {
+        worker: WorkerId(0),
+        data_address: rig.registration.data_address,
+        fingerprint: "0".repeat(64),
+        role: Role::Server,
+    };
+    rig.peer.say(&ToWorker::Gather { generation }).await;
+    assert_eq!(rig.hear().await, ToLauncher::Ready { generation, faults: Vec::new() });
+    let server = Assignment { ranks: Vec::new(), serves_store: false, peers: vec![me], ..assignment(1) };
+    rig.peer.say(&ToWorker::Assign(server)).await;
+    rig.peer.say(&ToWorker::Start { generation, master: rig.launcher.local_addr().unwrap() }).await;
+    assert_eq!(rig.hear().await, ToLauncher::Started { generation, pids: BTreeMap::new() });
+    rig.peer.say(&ToWorker::Peers { generation, roster: 2, peers: Vec::new() }).await;
+    loop {
+        // The whole of the data set fits, and all of its chunks are this server's.
+        if let ToLauncher::Heartbeat { counters, roster: 2, .. } = rig.peer.hear().await
+            && counters.store_bytes == u64::from(SAMPLES) * 16
+        {
+            break;
+        }
+    }
+    rig.peer.say(&ToWorker::Finish).await;
+    assert_eq!(rig.outcome().await, Outcome::Finished);
 }

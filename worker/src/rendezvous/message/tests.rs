@@ -32,6 +32,7 @@ fn what_is_said_is_heard() {
             generation,
             progress: vec![progress],
             counters: datapath::Counters { batches: 6, ..datapath::Counters::default() },
+            roster: 4,
         },
         ToLauncher::Exited {
             generation,

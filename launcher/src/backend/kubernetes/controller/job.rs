@@ -135,6 +135,8 @@ enum Done {
     Found(Result<Box<Reading>, CallError>),
     Created(Result<Seed, CreateError>),
     Remade(Result<bool, CreateError>),
+    Served(Result<(), CreateError>),
+    Unserved(Result<(), CallError>),
     Cleared(Result<(), CallError>),
     Warned(Result<Vec<String>, CallError>),
     Placed { pod: String, uid: String, result: Result<(), CallError> },
@@ -180,6 +182,8 @@ pub(super) struct Actor {
     /// Pods that a call is under way for, by uid.
     busy: BTreeSet<String>,
     pauses: Pauses,
+    /// When the deletion of data servers that do not end was asked for.
+    unserved: Option<Instant>,
     /// It is being asked why the child makes no pods.
     is_asking_why: bool,
     /// Since when pods that nobody looks after are to end.
@@ -230,6 +234,7 @@ pub(super) async fn start(
         has_gates: true,
         busy: BTreeSet::new(),
         pauses: Pauses::default(),
+        unserved: None,
         is_asking_why: false,
         in_the_way: None,
         answers: mpsc::channel(SIGNALS_MAX),
@@ -415,6 +420,16 @@ impl Actor {
                 self.teller
                     .trouble(format!("what makes the pods was deleted, and cannot be made anew: {error}"));
             }
+            Done::Served(Ok(())) => {}
+            Done::Served(Err(error)) => {
+                tracing::warn!(job = %self.key, %error, "cannot make a job's data servers");
+                self.teller.trouble(format!("cannot make the data servers: {error}"));
+            }
+            Done::Unserved(result) => {
+                if let Err(error) = result {
+                    tracing::warn!(job = %self.key, %error, "cannot delete a job's data servers");
+                }
+            }
             Done::Cleared(Ok(())) => self.has_child = false,
             Done::Cleared(Err(error)) => {
                 self.teller.trouble(format!("cannot delete what was left of the job: {error}"));
@@ -449,7 +464,16 @@ impl Actor {
         self.inbound = None;
         let (calls, key, child) = (self.context.calls.clone(), self.key.clone(), self.context.child.clone());
         self.tasks.spawn(async move {
-            Done::Cleared(calls.delete(&child, &key.namespace, &names::child(&key.name)).await)
+            let servers = names::servers(&key.name);
+            let ends = async {
+                // Only this job's own: there may be a job of that name.
+                let found = calls.find(&render::servers_kind(), &key.namespace, &servers).await?;
+                if found.is_some_and(|found| key.has(&found.metadata)) {
+                    calls.delete(&render::servers_kind(), &key.namespace, &servers).await?;
+                }
+                calls.delete(&child, &key.namespace, &names::child(&key.name)).await
+            };
+            Done::Cleared(ends.await)
         });
     }
 

@@ -37,6 +37,8 @@ pub struct PodView {
     pub uid: String,
     /// Which worker it is.
     pub worker: WorkerId,
+    /// It is a data server: it has no place of a gang, and is the scheduler's business.
+    pub is_server: bool,
     /// It waits for its place.
     pub is_gated: bool,
     /// The host that it was placed on, or runs on.
@@ -84,7 +86,11 @@ impl PodView {
     #[must_use]
     pub fn of(pod: &Pod) -> Option<Self> {
         let meta = &pod.metadata;
-        let index = meta.labels.as_ref()?.get(names::LABEL_INDEX)?.parse().ok()?;
+        let labels = meta.labels.as_ref()?;
+        let index: u32 = labels.get(names::LABEL_INDEX)?.parse().ok()?;
+        let is_server = labels.get(names::LABEL_ROLE).is_some_and(|role| role == names::ROLE_SERVER);
+        let first = meta.annotations.as_ref().and_then(|notes| notes.get(names::ANNOTATION_FIRST_WORKER));
+        let first: u32 = if is_server { first?.parse().ok()? } else { 0 };
         let spec = pod.spec.as_ref()?;
         let gates = spec.scheduling_gates.as_deref().unwrap_or_default();
         let chosen = spec.node_selector.as_ref().and_then(|labels| labels.get(names::LABEL_HOSTNAME));
@@ -93,7 +99,8 @@ impl PodView {
         Some(Self {
             name: meta.name.clone()?,
             uid: meta.uid.clone()?,
-            worker: WorkerId(index),
+            worker: WorkerId(first.checked_add(index)?),
+            is_server,
             is_gated: gates.iter().any(|gate| gate.name == names::GATE),
             host: spec.node_name.clone().or(noted).or_else(|| chosen.cloned()),
             placed: placed.cloned(),
@@ -132,7 +139,7 @@ impl PodView {
     /// It has its place, and may run there.
     #[must_use]
     pub fn is_placed(&self) -> bool {
-        !self.is_gated && !self.is_over() && self.host.is_some()
+        !self.is_server && !self.is_gated && !self.is_over() && self.host.is_some()
     }
 
     /// Something of it may run, now or at any moment.
@@ -156,7 +163,9 @@ fn stage(pod: &Pod) -> PodStage {
     let Some(status) = &pod.status else { return PodStage::Waiting };
     let reason = status.reason.as_deref().unwrap_or_default();
     let message = status.message.as_deref().unwrap_or_default();
-    let sidecar = container(status.init_container_statuses.as_deref(), names::SIDECAR);
+    // A data server's is no init container.
+    let sidecar = container(status.init_container_statuses.as_deref(), names::SIDECAR)
+        .or_else(|| container(status.container_statuses.as_deref(), names::SIDECAR));
     let has_run = sidecar.is_some_and(|sidecar| {
         let state = sidecar.state.as_ref();
         state.is_some_and(|state| state.running.is_some() || state.terminated.is_some())
@@ -303,7 +312,8 @@ impl Roster {
                         how: format!("its kubelet ended it ({why})"),
                     });
                 }
-                if let Some(host) = &pod.host
+                // A data server was planned by nobody here: the scheduler finds another node for the next one.
+                if let Some(host) = pod.host.as_ref().filter(|_| !pod.is_server)
                     && self.rejected.insert(pod.uid.clone(), worker).is_none()
                 {
                     let (pod, host, why) = (pod.name.clone(), host.clone(), why.clone());
@@ -424,7 +434,8 @@ impl Roster {
 
     /// Placed pods that the scheduler cannot bring where they were placed, each with its reason. That may pass.
     pub fn unschedulable(&self) -> impl Iterator<Item = (&PodView, &str)> {
-        self.pods.values().filter(|pod| !pod.is_gated && !pod.is_leaving).filter_map(|pod| match &pod.stage {
+        let ours = self.pods.values().filter(|pod| !pod.is_gated && !pod.is_leaving && !pod.is_server);
+        ours.filter_map(|pod| match &pod.stage {
             PodStage::Unschedulable { why } => Some((pod, why.as_str())),
             _ => None,
         })

@@ -9,7 +9,7 @@ use super::Context;
 use super::api::{CallError, Key};
 use super::devices::{Chosen, Names};
 use crate::backend::kubernetes::names;
-use crate::backend::kubernetes::objects::{self, Render, RenderError};
+use crate::backend::kubernetes::objects::{self, Devices, Render, RenderError};
 use crate::job::Job;
 use crate::rendezvous::authority::{Authority, AuthorityError, Seed};
 
@@ -81,6 +81,39 @@ pub(super) async fn create(context: &Context, order: Order) -> Result<Seed, Crea
     }
     apply(context, &key, &child, false).await?;
     Ok(seed)
+}
+
+/// Makes the data servers' Job, if it is not there.
+pub(super) async fn serve(context: &Context, order: Order) -> Result<(), CreateError> {
+    let Order { job, key, .. } = order;
+    let kind = servers_kind();
+    let name = names::servers(&key.name);
+    let found = context.calls.find(&kind, &key.namespace, &name).await;
+    let found = found.map_err(|source| CreateError::Call { what: format!("Job {name}"), source })?;
+    match found {
+        Some(found) if key.has(&found.metadata) => return Ok(()),
+        Some(_) => return Err(CreateError::Left { what: format!("Job {name}") }),
+        None => {}
+    }
+    let render = Render {
+        job: &job,
+        namespace: &key.namespace,
+        uid: &key.uid,
+        child: context.child_kind,
+        sidecar_image: &context.options.sidecar_image,
+        launcher: context.options.advertise,
+        // They have none.
+        devices: Devices::Plugin { gpu: None, nic: None },
+    };
+    match objects::servers(&render) {
+        Some(servers) => apply(context, &key, &servers, false).await,
+        None => Ok(()),
+    }
+}
+
+/// What the data servers' object is.
+pub(super) fn servers_kind() -> GroupVersionKind {
+    GroupVersionKind::gvk("batch", "v1", "Job")
 }
 
 /// Makes everything anew if the child is gone; whether it was.

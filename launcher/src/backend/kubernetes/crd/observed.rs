@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::status::{
-    CONDITIONS_MAX, EPOCHS_MAX, LOG_LINES_MAX, METRICS_MAX, PHASES, PLACES_MAX, REASONS_MAX, TEXT_CHARS_MAX,
+    CONDITIONS_MAX, EPOCHS_MAX, LOG_LINES_MAX, METRICS_MAX, PHASES, PLACES_MAX, REASONS_MAX, SERVERS_MAX,
+    TEXT_CHARS_MAX,
 };
 
 /// Characters of an order digest: 128 bits in hex.
@@ -37,6 +38,7 @@ pub(super) fn schema() -> Value {
             })),
             "reasons": texts("Why it waits.", REASONS_MAX),
             "placement": placement(),
+            "servers": servers(),
             "child": described("The object that makes the pods.", json!({
                 "type": "object",
                 "properties": { "kind": { "type": "string" }, "name": { "type": "string" } },
@@ -150,6 +152,7 @@ fn summary() -> Value {
                 "samplesPerSecond": rate("Samples a second."),
                 "bytesPerSecond": rate("Sample bytes a second."),
                 "bytesRead": count("Bytes read from the store."),
+                "bytesReadByServers": count("Of these, bytes read by data servers."),
                 "bytesFromTier": count("Bytes read from the workers' local tiers instead."),
                 "bytesExchanged": count("Sample bytes that crossed from one worker to another."),
                 "paths": described("Sample bytes by path.", json!({
@@ -166,6 +169,30 @@ fn summary() -> Value {
                 "generations": count("Memberships that ran."),
                 "restarts": count("Restarts."),
                 "ranks": count("Ranks at the end."),
+            },
+        }),
+    )
+}
+
+fn servers() -> Value {
+    described(
+        "The data servers.",
+        json!({
+            "type": "array",
+            "maxItems": SERVERS_MAX,
+            "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["server"],
+            "items": {
+                "type": "object",
+                "required": ["server"],
+                "properties": {
+                    "server": count("Which data server."),
+                    "worker": count("Its number among all workers."),
+                    "host": text("Its node."),
+                    "pid": count("Its process, where it is one of this machine."),
+                    "phase": text("starting, serving or lost."),
+                    "message": text("What is wrong with it."),
+                },
             },
         }),
     )

@@ -64,6 +64,10 @@ pub(super) fn at(path: &str) -> Vec<Value> {
             "!has(self.chunks) || !has(self.mode) || self.mode != 'none'",
             "chunks has no meaning while mode is none",
         )],
+        "spec.data.servers" => vec![rule(
+            "self.count > 0 || !has(self.cpus) && !has(self.memory) && !has(self.nodeSelector)",
+            "cpus, memory and nodeSelector have no meaning while count is 0",
+        )],
         "spec.pod" => pod(),
         "spec.pod.volumes[]" => volume(),
         "spec.pod.tolerations[]" => vec![

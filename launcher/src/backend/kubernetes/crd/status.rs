@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::backend::{Cause, Phase, Summary};
+use crate::backend::{Cause, Phase, ServerStatus, Summary};
 
 /// Reasons that are kept: more than a screen of them helps nobody.
 pub const REASONS_MAX: usize = 32;
@@ -17,6 +17,8 @@ pub const TEXT_CHARS_MAX: usize = 4096;
 pub const LOG_LINES_MAX: usize = 64;
 /// Places that are listed; each pod's own is in its annotation.
 pub const PLACES_MAX: usize = 1024;
+/// Data servers that are listed: as many as a job may have.
+pub const SERVERS_MAX: usize = 1024;
 /// Epochs whose digests are kept, the last ones; the digest of the whole job covers all of them.
 pub const EPOCHS_MAX: usize = 1024;
 /// Metrics of the trainer's that are kept.
@@ -73,6 +75,9 @@ pub struct Status {
     /// Where the workers are; at most [`PLACES_MAX`] of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub placement: Vec<Place>,
+    /// The data servers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<ServerStatus>,
     /// The object that makes the pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub child: Option<Child>,
@@ -103,6 +108,7 @@ impl Default for Status {
             rates: None,
             reasons: Vec::new(),
             placement: Vec::new(),
+            servers: Vec::new(),
             child: None,
             started_at: None,
             ended_at: None,
@@ -140,6 +146,8 @@ impl Status {
         self.reasons.truncate(REASONS_MAX);
         self.reasons.iter_mut().for_each(shorten);
         self.placement.truncate(PLACES_MAX);
+        self.servers.truncate(SERVERS_MAX);
+        self.servers.iter_mut().for_each(|server| shorten(&mut server.message));
         if let Some(summary) = &mut self.summary {
             while summary.epoch_digests.len() > EPOCHS_MAX {
                 summary.epoch_digests.pop_first();

@@ -7,12 +7,12 @@ use datapath::order::OrderDigest;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde_json::{Value, json};
 use worker::rendezvous::message::ExitStatus;
-use worker::units::{Generation, Rank};
+use worker::units::{Generation, Rank, WorkerId};
 
 use super::status::{Child, EPOCHS_MAX, LOG_LINES_MAX, REASONS_MAX, Rates, Status, TEXT_CHARS_MAX};
 use super::{definition, rules, status};
 use crate::backend::kubernetes::resource::{self, TrainingJob};
-use crate::backend::{Cause, CauseCode, Phase, Summary};
+use crate::backend::{Cause, CauseCode, Phase, ServerPhase, ServerStatus, Summary};
 
 /// `launcher crd > deploy/trainingjob.crd.yaml` writes it.
 #[test]
@@ -117,6 +117,14 @@ fn status() -> Status {
         placement: (0..2000)
             .map(|worker| status::Place { worker, host: "n".to_owned(), numa_node: Some(1) })
             .collect(),
+        servers: vec![ServerStatus {
+            server: 1,
+            worker: WorkerId(5),
+            host: "n".to_owned(),
+            pid: None,
+            phase: ServerPhase::Lost,
+            message: "y".repeat(TEXT_CHARS_MAX + 1),
+        }],
         child: Some(Child { kind: "JobSet".to_owned(), name: "digits".to_owned() }),
         started_at: Some(at(1_700_000_001)),
         ended_at: Some(at(1_700_000_002)),

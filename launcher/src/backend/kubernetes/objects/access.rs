@@ -22,7 +22,8 @@ pub fn authority_secret(render: &Render<'_>, seed: &Seed) -> Value {
 }
 
 /// The Secrets with the identities of workers `0..workers`: in each, the authority's certificate as `ca`, and under a
-/// worker's number the file of [`worker::pod::identity`]. A number's identity never changes.
+/// worker's number the file of [`worker::pod::identity`]. A number's identity never changes. Data servers have one more Secret,
+/// in which they are numbered by themselves: a pod mounts the file that its index names.
 ///
 /// # Errors
 /// When a certificate cannot be made.
@@ -42,6 +43,17 @@ pub fn identity_secrets(
             let file = encode(&seed, &identity.cert_der);
             data.insert(worker.to_string(), json!(ByteString(file)));
         }
+        secrets.push(secret(render, &identities_secret(&render.job.name, part), &data));
+    }
+    let servers = render.job.servers();
+    if servers > 0 {
+        let mut data = Map::new();
+        data.insert("ca".to_owned(), json!(ByteString(authority.certificate().to_vec())));
+        for server in 0..servers {
+            let (seed, identity) = authority.seeded_worker(WorkerId(workers.saturating_add(server)))?;
+            data.insert(server.to_string(), json!(ByteString(encode(&seed, &identity.cert_der))));
+        }
+        let part = workers.div_ceil(IDENTITIES_PER_SECRET);
         secrets.push(secret(render, &identities_secret(&render.job.name, part), &data));
     }
     Ok(secrets)

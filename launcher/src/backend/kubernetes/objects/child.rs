@@ -8,7 +8,7 @@ use crate::backend::kubernetes::names;
 /// The replicated job of a JobSet.
 const REPLICATED_JOB: &str = "workers";
 /// Failed pods that the child's controller replaces: all of them, since it is ours that counts restarts.
-const BACKOFF_LIMIT: i32 = i32::MAX;
+pub(super) const BACKOFF_LIMIT: i32 = i32::MAX;
 /// Kueue admits what carries the name of a queue.
 const LABEL_QUEUE: &str = "kueue.x-k8s.io/queue-name";
 /// Its WorkloadPriorityClass.

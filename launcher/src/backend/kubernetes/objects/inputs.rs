@@ -6,7 +6,7 @@ use datapath::store::address::with_credentials;
 use serde_json::{Value, json};
 use worker::config::{DataConfig, PodJob};
 
-use super::resources::shares;
+use super::resources::{server_share, shares};
 use super::{Render, RenderError};
 use crate::backend::kubernetes::names::{
     DATA_SECRET_FOLDER, SHARED_FOLDER, TIER_FOLDER, config_map as config_map_name,
@@ -26,6 +26,8 @@ const CACHE_BYTES_DEFAULT: u64 = 1 << 30;
 const TIER_FREE_PERCENT: u64 = 18;
 /// The part of a sidecar's memory that is cache; the rest is rings and buffers.
 const CACHE_PART: u64 = 2;
+/// A data server has no rings: three of so many parts of its memory are cache.
+const SERVER_CACHE_PARTS: u64 = 4;
 
 /// The ConfigMap that every pod reads.
 ///
@@ -58,6 +60,8 @@ pub fn pod_job(render: &Render<'_>) -> PodJob {
         data: job.data.as_ref().map(|data| sidecar_data(data, cache_bytes(render))),
         checkpoint_folder: checkpoints.unwrap_or_else(|| PathBuf::from(SHARED_FOLDER).join("checkpoints")),
         hang_ms: terms::hang_ms(job),
+        server_cache_bytes: (job.servers() > 0)
+            .then(|| server_share(job).memory_bytes / SERVER_CACHE_PARTS * (SERVER_CACHE_PARTS - 1)),
     }
 }
 

@@ -37,8 +37,7 @@ const NO_MESH: (&str, &str) = ("sidecar.istio.io/inject", "false");
 pub fn pod_template(render: &Render<'_>) -> Result<Value, RenderError> {
     let asked = devices::asked(render)?;
     let pod = &render.job.pod;
-    let mut annotations = pod.annotations.clone();
-    annotations.insert(NO_MESH.0.to_owned(), NO_MESH.1.to_owned());
+    let mut annotations = annotations(render);
     annotations.extend(devices::networks(render, &asked));
     let mut spec = json!({
         "restartPolicy": "Never",
@@ -81,11 +80,18 @@ pub fn pod_template(render: &Render<'_>) -> Result<Value, RenderError> {
     }))
 }
 
+/// The user's annotations, and what keeps service meshes out.
+pub(super) fn annotations(render: &Render<'_>) -> BTreeMap<String, String> {
+    let mut annotations = render.job.pod.annotations.clone();
+    annotations.insert(NO_MESH.0.to_owned(), NO_MESH.1.to_owned());
+    annotations
+}
+
 fn user(render: &Render<'_>) -> u32 {
     render.job.pod.run_as_user.unwrap_or(USER_DEFAULT)
 }
 
-fn pod_security(render: &Render<'_>) -> Value {
+pub(super) fn pod_security(render: &Render<'_>) -> Value {
     let user = user(render);
     json!({
         "runAsNonRoot": user != 0,
@@ -102,12 +108,9 @@ fn pod_security(render: &Render<'_>) -> Value {
 /// file capability for that, which counts only where the container may have the capability, and where executing may
 /// gain it (`no_new_privs` is what `allowPrivilegeEscalation: false` sets).
 fn sidecar(render: &Render<'_>, asked: &Asked<'_>) -> Value {
-    let mut security = json!({
-        "allowPrivilegeEscalation": asked.sidecar_rdma,
-        "readOnlyRootFilesystem": true,
-        "capabilities": { "drop": ["ALL"] },
-    });
+    let mut security = restricted();
     if asked.sidecar_rdma {
+        security["allowPrivilegeEscalation"] = true.into();
         security["capabilities"]["add"] = json!(["IPC_LOCK"]);
     }
     let mut resources = shares(render.job).sidecar.render(&asked.of_sidecar);
@@ -132,15 +135,28 @@ fn sidecar(render: &Render<'_>, asked: &Asked<'_>) -> Value {
             // A spare waits as long as its job runs, and no job runs longer than the longest duration.
             "failureThreshold": DURATION_MAX.as_secs() / u64::from(STARTUP_PERIOD_SECONDS),
         },
-        "livenessProbe": {
-            "httpGet": { "path": "/healthz", "port": SIDECAR_PORT },
-            "periodSeconds": LIVENESS_PERIOD_SECONDS,
-            "timeoutSeconds": PROBE_TIMEOUT_SECONDS,
-            "failureThreshold": LIVENESS_FAILURES,
-        },
+        "livenessProbe": liveness(),
         "resources": resources,
         "securityContext": security,
         "volumeMounts": volumes::of_sidecar(render),
+    })
+}
+
+/// What a container of ours may do: next to nothing.
+pub(super) fn restricted() -> Value {
+    json!({
+        "allowPrivilegeEscalation": false,
+        "readOnlyRootFilesystem": true,
+        "capabilities": { "drop": ["ALL"] },
+    })
+}
+
+pub(super) fn liveness() -> Value {
+    json!({
+        "httpGet": { "path": "/healthz", "port": SIDECAR_PORT },
+        "periodSeconds": LIVENESS_PERIOD_SECONDS,
+        "timeoutSeconds": PROBE_TIMEOUT_SECONDS,
+        "failureThreshold": LIVENESS_FAILURES,
     })
 }
 
@@ -181,11 +197,11 @@ fn add_claim(resources: &mut Value, asked: &Asked<'_>) {
     }
 }
 
-fn from_field(name: &str, path: &str) -> Value {
+pub(super) fn from_field(name: &str, path: &str) -> Value {
     json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } })
 }
 
-fn toleration(spec: &TolerationSpec) -> Value {
+pub(super) fn toleration(spec: &TolerationSpec) -> Value {
     let mut fields: BTreeMap<&str, &str> = BTreeMap::new();
     fields.extend(spec.key.as_deref().map(|key| ("key", key)));
     let operator = match spec.operator {

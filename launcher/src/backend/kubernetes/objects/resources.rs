@@ -19,6 +19,11 @@ const SIDECAR_CPUS: u32 = 1;
 /// Memory of such a sidecar: the cache, and rings of four batches.
 const SIDECAR_GUARANTEED_MEMORY_BYTES: u64 = 2 << 30;
 
+/// Thousandths of a CPU that a data server asks for where the job does not say: one moves about 1 GB/s.
+const SERVER_CPU_MILLIS: u64 = 1000;
+/// Memory of a data server where the job does not say: two windows of 64 chunks for each of two servers, with room.
+const SERVER_MEMORY_BYTES: u64 = 4 << 30;
+
 /// What one container asks for. Devices are not in it: they depend on the cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
@@ -75,6 +80,20 @@ pub fn shares(job: &Job) -> Shares {
             hugepage_bytes: resources.hugepages.map_or(0, |bytes| bytes.0),
         },
         guaranteed,
+    }
+}
+
+/// What a data server asks for. Its memory is always limited: what it may hold follows from it.
+#[must_use]
+pub(super) fn server_share(job: &Job) -> Share {
+    let servers = job.data.as_ref().and_then(|data| data.servers.as_ref());
+    let cpus = servers.and_then(|servers| servers.cpus);
+    Share {
+        cpu_millis: cpus.map_or(SERVER_CPU_MILLIS, |cpus| u64::from(cpus.get()).saturating_mul(1000)),
+        cpu_limited: cpus.is_some(),
+        memory_bytes: servers.and_then(|servers| servers.memory).map_or(SERVER_MEMORY_BYTES, |bytes| bytes.0),
+        memory_limited: true,
+        hugepage_bytes: 0,
     }
 }
 

@@ -58,6 +58,7 @@ fn all(render: &Render<'_>) -> Vec<Value> {
     objects.extend(claim_template(render).unwrap());
     objects.extend(headless_service(render));
     objects.push(child(render).unwrap());
+    objects.extend(servers(render));
     objects
 }
 
@@ -93,6 +94,8 @@ fn jobs_become_objects() {
         ("volumes", ChildKind::JobSet, NONE),
         ("queue", ChildKind::JobSet, NONE),
         ("root", ChildKind::Job, PLUGIN),
+        ("served", ChildKind::JobSet, PLUGIN),
+        ("served_plainly", ChildKind::Job, NONE),
     ] {
         let job = job_in(file);
         let objects = all(&render(&job, child, devices));
@@ -188,6 +191,28 @@ fn every_worker_has_an_identity_and_a_secret_holds_them() {
     check_names(&seed);
     let typed: Secret = serde_json::from_value(seed).unwrap();
     assert_eq!(typed.data.unwrap()[SEED_KEY].0, [7; 32]);
+}
+
+/// A data server's pod finds its own identity by its index, in a Secret that no worker's pod mounts.
+#[test]
+fn data_servers_have_identities_of_their_own() {
+    let job = job_in("served");
+    let render = render(&job, ChildKind::JobSet, PLUGIN);
+    let mut authority = Authority::new(UID, Seed([7; 32])).unwrap();
+    let secrets = identity_secrets(&render, &mut authority, render.pods()).unwrap();
+    let names: Vec<_> = secrets.iter().map(|secret| secret["metadata"]["name"].clone()).collect();
+    assert_eq!(names, ["served-identities-0", "served-identities-1"]);
+    let typed: Secret = serde_json::from_value(secrets[1].clone()).unwrap();
+    let data = typed.data.unwrap();
+    assert_eq!(data.keys().collect::<Vec<_>>(), ["0", "1", "ca"]);
+    let identity = decode(&data["1"].0, data["ca"].0.clone()).unwrap();
+    // Four workers and a spare come before it.
+    assert_eq!(identity.cert_der, authority.worker(worker::units::WorkerId(6)).unwrap().cert_der);
+    let text = child(&render).unwrap().to_string();
+    assert!(text.contains("served-identities-0") && !text.contains("served-identities-1"));
+    let text = servers(&render).unwrap().to_string();
+    assert!(text.contains("served-identities-1") && !text.contains("served-identities-0"));
+    assert!(!text.contains("tracker"), "a secret of the user's is the ranks' alone");
 }
 
 /// Specifications that a cluster takes, in most of their dimensions.

@@ -51,6 +51,21 @@ fn tier(render: &Render<'_>) -> Option<Value> {
     Some(json!({ "name": TIER, "emptyDir": { "sizeLimit": format!("{limit}Mi") } }))
 }
 
+/// `volumes` of a data server's pod: what the sidecar sees, and of the identities those of data servers.
+pub(super) fn of_server_pod(render: &Render<'_>) -> Vec<Value> {
+    let part = render.pods().div_ceil(IDENTITIES_PER_SECRET);
+    let identities = identities_secret(&render.job.name, part);
+    let is_its_own = |volume: &Value| volume["name"] != IDENTITY && volume["name"] != SHM;
+    let is_secret = |volume: &Value| {
+        render.job.pod.volumes.iter().any(|spec| volume["name"] == *spec.name && spec.secret.is_some())
+    };
+    let mut all: Vec<Value> =
+        volumes(render).into_iter().filter(|volume| is_its_own(volume) && !is_secret(volume)).collect();
+    let source = json!({ "secretName": identities, "defaultMode": SECRET_MODE });
+    all.push(json!({ "name": IDENTITY, "secret": source }));
+    all
+}
+
 fn data_secret<'a>(render: &Render<'a>) -> Option<&'a str> {
     render.job.data.as_ref()?.secret.as_deref()
 }
@@ -96,12 +111,21 @@ pub(super) fn of_ranks(render: &Render<'_>) -> Vec<Value> {
 /// identities the one of its own
 /// worker, because each file is mounted by itself.
 pub(super) fn of_sidecar(render: &Render<'_>) -> Vec<Value> {
+    of_number(render, "$(SLIPWAY_WORKER)")
+}
+
+/// What a data server sees: the same.
+pub(super) fn of_server(render: &Render<'_>) -> Vec<Value> {
+    of_number(render, "$(SLIPWAY_SERVER)")
+}
+
+fn of_number(render: &Render<'_>, number: &str) -> Vec<Value> {
     let identity = |file: &str, key: &str, value: &str| json!({ "name": IDENTITY, "mountPath": format!("{IDENTITY_FOLDER}/{file}"), key: value, "readOnly": true });
     let mut mounts = vec![
         json!({ "name": SHARED, "mountPath": SHARED_FOLDER }),
         json!({ "name": CONFIG, "mountPath": CONFIG_FOLDER, "readOnly": true }),
         identity("ca", "subPath", "ca"),
-        identity("worker", "subPathExpr", "$(SLIPWAY_WORKER)"),
+        identity("worker", "subPathExpr", number),
     ];
     if data_secret(render).is_some() {
         mounts.push(json!({ "name": DATA, "mountPath": DATA_SECRET_FOLDER, "readOnly": true }));

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use datapath::Counters;
 use datapath::order::OrderDigest;
+use datapath::plane::Role;
 use worker::rendezvous::message::{
-    Assignment, CauseKind, ConsumedStep, Evidence, ExitStatus, HostFacts, RankProgress, Registration,
-    ToLauncher, ToWorker,
+    Assignment, CauseKind, ConsumedStep, Evidence, ExitStatus, HostFacts, PeerAddress, RankProgress,
+    Registration, ToLauncher, ToWorker,
 };
 use worker::units::{Generation, Incarnation, Rank, Step, WorkerId};
 
@@ -20,12 +21,15 @@ pub(super) struct Agent {
     pub(super) last_contact: u64,
     /// No generation up to this one will ever run here.
     floor: Generation,
-    run: Option<Run>,
+    pub(super) run: Option<Run>,
 }
 
 #[derive(Debug)]
-struct Run {
-    generation: Generation,
+pub(super) struct Run {
+    pub(super) generation: Generation,
+    /// The list of peers, by its number; of it the data servers.
+    roster: u64,
+    pub(super) servers: Vec<WorkerId>,
     assignment: Option<Assignment>,
     has_store: bool,
     ranks: Vec<RankProcess>,
@@ -107,6 +111,8 @@ impl Agent {
                 }
                 self.run.get_or_insert_with(|| Run {
                     generation,
+                    roster: 0,
+                    servers: Vec::new(),
                     assignment: None,
                     has_store: false,
                     ranks: Vec::new(),
@@ -115,6 +121,7 @@ impl Agent {
                 self.say_again(out);
             }
             ToWorker::Assign(assignment) => self.assign(assignment, out),
+            ToWorker::Peers { generation, roster, peers } => self.meet(generation, roster, &peers),
             ToWorker::Start { generation, .. } => self.start(generation, out),
             ToWorker::Fence { generation, .. } => {
                 if self.run.as_ref().is_some_and(|run| run.generation <= generation) {
@@ -138,9 +145,19 @@ impl Agent {
             if run.has_store {
                 out.push(Effect::StoreOpened(run.generation));
             }
+            run.roster = assignment.roster;
+            run.servers = servers(&assignment.peers);
             run.assignment = Some(assignment);
         }
         self.say_again(out);
+    }
+
+    fn meet(&mut self, generation: Generation, roster: u64, peers: &[PeerAddress]) {
+        let run = self.run.as_mut().filter(|run| run.generation == generation && run.assignment.is_some());
+        if let Some(run) = run.filter(|run| roster > run.roster) {
+            run.roster = roster;
+            run.servers = servers(peers);
+        }
     }
 
     fn start(&mut self, generation: Generation, out: &mut Vec<Effect>) {
@@ -216,7 +233,7 @@ impl Agent {
     /// Everything that is true here now; also the heartbeat. Nothing is ever acknowledged, so all of it is repeated.
     pub(super) fn say_again(&self, out: &mut Vec<Effect>) {
         let Some(run) = &self.run else {
-            return out.push(Effect::Say(heartbeat(Generation(0), Vec::new())));
+            return out.push(Effect::Say(heartbeat(Generation(0), 0, Vec::new())));
         };
         let generation = run.generation;
         let mut say = |message| out.push(Effect::Say(message));
@@ -239,7 +256,9 @@ impl Agent {
             reported: BTreeMap::new(),
             ended: rank.exit.is_some(),
         });
-        say(heartbeat(generation, progress.collect()));
+        // Before its start a worker tells of no generation.
+        let roster = if run.is_started { run.roster } else { 0 };
+        say(heartbeat(generation, roster, progress.collect()));
         for rank in &run.ranks {
             if let Some((status, evidence)) = &rank.exit {
                 say(ToLauncher::Exited {
@@ -253,8 +272,12 @@ impl Agent {
     }
 }
 
-fn heartbeat(generation: Generation, progress: Vec<RankProgress>) -> ToLauncher {
-    ToLauncher::Heartbeat { generation, progress, counters: Counters::default() }
+fn servers(peers: &[PeerAddress]) -> Vec<WorkerId> {
+    peers.iter().filter(|peer| peer.role == Role::Server).map(|peer| peer.worker).collect()
+}
+
+fn heartbeat(generation: Generation, roster: u64, progress: Vec<RankProgress>) -> ToLauncher {
+    ToLauncher::Heartbeat { generation, progress, counters: Counters::default(), roster }
 }
 
 /// An observation.

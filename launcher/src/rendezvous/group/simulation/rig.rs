@@ -16,6 +16,10 @@ use super::Dice;
 use super::agent::{Agent, Effect, Program, digest_of, evidence};
 use crate::backend::{CauseCode, Phase};
 
+mod servers;
+
+use servers::Servers;
+
 /// Milliseconds of virtual time in which faults happen.
 const FAULTS_UNTIL: u64 = 700;
 /// By then every job has ended (I6): all its limits one after the other, for every restart that it has.
@@ -82,6 +86,7 @@ pub(super) struct Rig {
     hurt_workers: BTreeSet<WorkerId>,
     was_cancelled: bool,
     checked: Generation,
+    servers: Servers,
 }
 
 impl Rig {
@@ -93,6 +98,7 @@ impl Rig {
             workers,
             min_workers: if dice.percent(60) { workers } else { 1 + dice.small(workers) },
             spares: if dice.percent(60) { 0 } else { 1 + dice.small(2) },
+            servers: if dice.percent(50) { 0 } else { 1 + dice.small(2) },
             ranks_per_worker: 1 + dice.small(2),
             steps_per_epoch: NonZeroU64::new(3),
             finds_workers: false,
@@ -103,6 +109,7 @@ impl Rig {
                 launch: ms(1000),
                 gather: ms(4000),
                 last_call: ms(100),
+                servers: ms(200),
                 start: ms(1500),
                 suspect: ms(20),
                 stop_grace: ms(100),
@@ -111,8 +118,10 @@ impl Rig {
             },
             fingerprints: BTreeMap::new(),
         };
-        let program = Program { steps: 2 + dice.below(6), commit_every: 1 + dice.below(3) };
-        let loss = if dice.percent(50) { dice.below(25) } else { 0 };
+        let servers = Servers::new(config.servers > 0 && dice.percent(30));
+        let steps = servers.steps(2 + dice.below(6));
+        let program = Program { steps, commit_every: 1 + dice.below(3) };
+        let loss = if dice.percent(50) && !servers.only { dice.below(25) } else { 0 };
         let mut rig = Self {
             verbose,
             now: 0,
@@ -140,6 +149,7 @@ impl Rig {
             hurt_workers: BTreeSet::new(),
             was_cancelled: false,
             checked: Generation(0),
+            servers,
             dice,
         };
         for _ in 0..rig.dice.below(6) {
@@ -175,6 +185,7 @@ impl Rig {
     fn end(&self, outcome: &Outcome) -> End {
         assert!(self.living.is_empty(), "something of {:?} is left", self.living);
         assert!(self.agents.values().all(|agent| !agent.is_alive), "a worker process is left");
+        self.check_end_among_servers(outcome);
         match outcome {
             Outcome::Succeeded => {
                 let summary = self.group.as_ref().map(Group::summary).expect("it has just ended");
@@ -197,6 +208,7 @@ impl Rig {
 
     fn check_cause(&self, cause: &Cause) {
         assert_ne!(cause.code, CauseCode::KilledByUs, "I7");
+        assert!(cause.worker.is_none_or(|worker| worker.0 < self.first_server()), "I8: {cause:?}");
         let is_true = match (cause.rank, cause.worker) {
             (Some(rank), _) => self.failed_ranks.contains(&(cause.generation, rank)),
             (None, Some(worker)) => self.hurt_workers.contains(&worker) || self.loss > 0,
@@ -234,6 +246,7 @@ impl Rig {
             }
             Due::Tick(life) if life == self.life => {
                 self.tell_group(Event::Tick);
+                self.check_rosters();
                 self.at(self.now + BEAT, Due::Tick(life));
             }
             Due::Sweep(life, generation, workers) => self.sweep(life, generation, &workers),
@@ -301,6 +314,7 @@ impl Rig {
             Action::Sweep { generation, workers } => self.soon(10, Due::Sweep(life, generation, workers)),
             Action::Send { worker, incarnation, message } => self.send(worker, incarnation, &message),
             Action::Restarting { cause, .. } => self.check_cause(&cause),
+            Action::Server { worker, .. } => assert!(worker.0 >= self.first_server(), "it is none"),
             Action::Done(_) => {}
         }
     }
@@ -479,7 +493,10 @@ impl Rig {
     }
 
     fn fault(&mut self) {
-        let worker = WorkerId(self.dice.small(self.config.workers + self.config.spares));
+        if self.servers.only {
+            return self.fault_of_a_server();
+        }
+        let worker = WorkerId(self.dice.small(self.first_server() + self.config.servers));
         let pid = self.current.get(&worker).copied().unwrap_or(0);
         let kind = match self.dice.below(100) {
             0..16 => return self.kill(pid),

@@ -31,6 +31,7 @@ fn heartbeat(rank: u32, steps: std::ops::Range<u64>, committed: Option<u64>) -> 
         generation: Generation(1),
         progress: vec![progress],
         counters: Counters::default(),
+        roster: 0,
     }
 }
 

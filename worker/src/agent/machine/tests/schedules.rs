@@ -10,6 +10,7 @@ enum Chance {
     Answer(usize),
     Repeat(usize),
     Launcher(u8, u64),
+    Peers(u64, u64),
     Feed(u32, u8),
     Exit(u32),
     Session(u8),
@@ -22,6 +23,7 @@ fn chance() -> impl Strategy<Value = Chance> {
         8 => any::<usize>().prop_map(Chance::Answer),
         1 => any::<usize>().prop_map(Chance::Repeat),
         6 => (0_u8..4, 1_u64..5).prop_map(|(kind, generation)| Chance::Launcher(kind, generation)),
+        2 => (1_u64..5, 0_u64..6).prop_map(|(generation, roster)| Chance::Peers(generation, roster)),
         4 => (4_u32..6, 0_u8..5).prop_map(|(rank, kind)| Chance::Feed(rank, kind)),
         2 => (4_u32..6).prop_map(Chance::Exit),
         2 => (0_u8..3).prop_map(Chance::Session),
@@ -40,6 +42,9 @@ struct World {
     /// Launched and not left.
     live: Option<Generation>,
     launched: Generation,
+    /// The data plane is in it.
+    entered: Generation,
+    met: (Generation, u64),
     left: Generation,
     exited: bool,
 }
@@ -61,6 +66,10 @@ impl World {
                 Event::Message(ToWorker::Start { generation: Generation(generation), master: address() })
             }
             Chance::Launcher(_, generation) => fence(generation),
+            Chance::Peers(generation, roster) => {
+                let generation = Generation(generation);
+                Event::Message(ToWorker::Peers { generation, roster, peers: Vec::new() })
+            }
             Chance::Feed(rank, kind) => {
                 let news = match kind {
                     0 => FeedNews::Attached,
@@ -104,14 +113,22 @@ impl World {
                 };
                 assert!(generation > self.left, "a fenced generation speaks");
             }
-            Action::Heartbeat(_, generation, _) => {
+            Action::Heartbeat(_, generation, _, _) => {
                 assert!(generation == Generation(0) || Some(generation) == self.live);
             }
             Action::Check(generation) => {
                 assert!(self.live.is_none() && generation > self.left);
                 self.pending.push(Event::Checked { generation, faults: Vec::new() });
             }
-            Action::Enter(Assignment { generation, .. }) => self.pending.push(Event::Entered { generation }),
+            Action::Enter(Assignment { generation, .. }) => {
+                self.entered = generation;
+                self.pending.push(Event::Entered { generation });
+            }
+            Action::Meet { generation, roster, .. } => {
+                assert!(generation == self.entered && generation > self.left, "nobody is there to be met");
+                assert!((generation, roster) > self.met, "an older list");
+                self.met = (generation, roster);
+            }
             Action::OpenStore { generation, .. } => {
                 self.pending.push(Event::StoreOpened { generation, address: address() });
             }

@@ -23,7 +23,7 @@ use crate::job::Job;
 use crate::job::spec::pod::NodeLost;
 use crate::rendezvous::authority::{Authority, AuthorityError};
 use crate::rendezvous::group::{
-    Action, Event, Group, GroupConfig, NO_PROCESS, Now, Outcome, Record, RecordId, Timing,
+    Action, Event, Group, GroupConfig, NO_PROCESS, Now, Outcome, Record, RecordId, ServerNews, Timing,
 };
 use crate::rendezvous::server::{self, Inbound, Outbound};
 
@@ -43,6 +43,7 @@ pub(super) fn timing() -> Timing {
         launch: Duration::from_secs(600),
         gather: Duration::from_secs(3600),
         last_call: Duration::from_secs(10),
+        servers: Duration::from_secs(60),
         start: Duration::from_secs(1800),
         suspect: Duration::from_millis(500),
         stop_grace: Duration::from_secs(10),
@@ -63,6 +64,8 @@ pub(super) struct Live {
     cancelled: Option<bool>,
     /// Since when not every worker has a pod, or since the child was looked for because of that.
     lacking: Option<Instant>,
+    /// When what makes the data servers was looked for.
+    served: Option<Instant>,
     _entry: server::Entry,
 }
 
@@ -113,6 +116,7 @@ impl Actor {
             phase: Phase::Pending,
             cancelled: None,
             lacking: None,
+            served: None,
             _entry: entry,
         }));
         let has_run = self.stored.memory.generation.0 > 0;
@@ -124,7 +128,7 @@ impl Actor {
 
     /// After an earlier controller: which workers there are, and which there are not.
     fn tell_of_pods(&mut self) {
-        for worker in self.workers() {
+        for worker in self.everybody() {
             let event = match self.launched_number(worker) {
                 Some(pid) => Event::Launched { worker, pid },
                 None => Event::Gone { worker, pid: NO_PROCESS, how: "it has no pod".to_owned() },
@@ -168,6 +172,7 @@ impl Actor {
     pub(super) fn tick_live(&mut self) {
         self.handle(Event::Tick);
         self.tend_child();
+        self.tend_servers();
     }
 
     /// The child makes the pods that are missing, unless somebody deleted it.
@@ -188,6 +193,25 @@ impl Actor {
         let Some(order) = self.order() else { return };
         let context = Arc::clone(&self.context);
         self.tasks.spawn(async move { Done::Remade(render::remake(&context, order).await) });
+    }
+
+    /// Data servers are made when the gang has its places, and again when somebody deleted what makes them.
+    fn tend_servers(&mut self) {
+        let wanted = self.job.as_ref().map_or(0, Job::servers);
+        let Stage::Live(live) = &mut self.stage else { return };
+        let there = self.roster.pods().filter(|pod| pod.is_server && pod.is_current()).count();
+        let is_complete = u32::try_from(there).is_ok_and(|there| there >= wanted);
+        if is_complete || live.group.phase().is_over() {
+            return;
+        }
+        let now = clock();
+        if live.served.is_some_and(|looked| now.saturating_duration_since(looked) < CHILD_LOOK) {
+            return;
+        }
+        live.served = Some(now);
+        let Some(order) = self.order() else { return };
+        let context = Arc::clone(&self.context);
+        self.tasks.spawn(async move { Done::Served(render::serve(&context, order).await) });
     }
 
     /// Gives the group an event and does what it says, until there is nothing more to do.
@@ -221,6 +245,13 @@ impl Actor {
             Action::Restarting { cause, .. } => {
                 tracing::warn!(job = %self.key, message = cause.message, "a job is restarted");
                 self.context.metrics.restarts.inc();
+            }
+            Action::Server { news, message, .. } => {
+                if news == ServerNews::Back {
+                    tracing::info!(job = %self.key, message, "a data server is there");
+                } else {
+                    tracing::warn!(job = %self.key, reason = news.code(), message, "a data server is not there");
+                }
             }
             Action::Done(_) => {}
         }
@@ -407,8 +438,7 @@ fn authority(
     job: &Job,
 ) -> Result<Authority, AuthorityError> {
     let mut authority = Authority::new(job_uid, seed)?;
-    let total = job.workers.total();
-    for worker in (0..total).map(WorkerId) {
+    for worker in (0..job.processes()).map(WorkerId) {
         authority.worker(worker)?;
     }
     Ok(authority)

@@ -1,11 +1,16 @@
 //! An actor whose job is over: what still runs is ended, and in its time the job's object goes, with all that it owns.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::{Actor, Done, Stage};
+use super::{Actor, Done, Stage, render};
 use crate::backend::clock::{clock, unix_ms};
 use crate::backend::kubernetes::controller::api::CallError;
 use crate::backend::kubernetes::controller::pods::PodView;
+use crate::backend::kubernetes::names;
+
+/// Data servers end by themselves when they hear that the job is over, and leave their logs. Those that have not by then go with
+/// what makes them.
+const FAREWELL: Duration = Duration::from_secs(30);
 
 /// What is left to do.
 #[derive(Debug)]
@@ -46,9 +51,34 @@ impl Actor {
     /// Sees to it that whatever may run ends, as it was to since `since`.
     pub(super) fn end_pods(&mut self, since: Instant) {
         let alive = self.roster.pods().filter(|pod| pod.is_alive());
-        for pod in alive.cloned().collect::<Vec<PodView>>() {
+        let (servers, others): (Vec<PodView>, Vec<PodView>) = alive.cloned().partition(|pod| pod.is_server);
+        for pod in others {
             self.end_pod(&pod, since, false);
         }
+        if !servers.is_empty() && since.elapsed() >= FAREWELL {
+            self.end_servers();
+        }
+    }
+
+    /// Data servers are not gated: whatever ended their pods would only have them replaced.
+    fn end_servers(&mut self) {
+        let now = clock();
+        if self.unserved.is_some_and(|asked| now.saturating_duration_since(asked) < super::RETRY_MAX) {
+            return;
+        }
+        self.unserved = Some(now);
+        let (calls, key) = (self.context.calls.clone(), self.key.clone());
+        self.tasks.spawn(async move {
+            let (kind, name) = (render::servers_kind(), names::servers(&key.name));
+            let ends = async {
+                let found = calls.find(&kind, &key.namespace, &name).await?;
+                match found.is_some_and(|found| key.has(&found.metadata)) {
+                    true => calls.delete(&kind, &key.namespace, &name).await,
+                    false => Ok(()),
+                }
+            };
+            Done::Unserved(ends.await)
+        });
     }
 
     /// Deletes the job when it has been over for as long as its owner wants to see it.

@@ -202,6 +202,12 @@ impl Actor {
         (0..total).map(WorkerId).collect()
     }
 
+    /// And the data servers.
+    pub(super) fn everybody(&self) -> Vec<WorkerId> {
+        let total = self.job.as_ref().map_or(0, |job| job.processes());
+        (0..total).map(WorkerId).collect()
+    }
+
     /// Until every worker has its place.
     pub(super) fn tend_gating(&mut self, since: Instant) {
         if self.wish() != super::Wish::Run {

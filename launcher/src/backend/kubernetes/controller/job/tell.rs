@@ -8,12 +8,12 @@ use worker::units::WorkerId;
 
 use super::{Actor, Done, Stage};
 use crate::backend::clock::{clock, unix_ms};
-use crate::backend::kubernetes::controller::pods::PodView;
+use crate::backend::kubernetes::controller::pods::{PodStage, PodView};
 use crate::backend::kubernetes::crd::status::{Child, Place, Rates, Status};
 use crate::backend::kubernetes::names;
 use crate::backend::kubernetes::resource::TrainingJob;
-use crate::backend::numbers::{shown, summary};
-use crate::backend::{Cause, CauseCode, Phase};
+use crate::backend::numbers::{servers, shown, summary};
+use crate::backend::{Cause, CauseCode, Phase, ServerStatus};
 use crate::placement::Unplaceable;
 use crate::rendezvous::group::Outcome;
 
@@ -166,7 +166,8 @@ impl Actor {
         let is_news = status.phase != self.teller.last.phase
             // Their texts count pods, which come by the thousand.
             || status.reasons.len() != self.teller.last.reasons.len()
-            || status.cause != self.teller.last.cause;
+            || status.cause != self.teller.last.cause
+            || status.servers != self.teller.last.servers;
         if status == self.teller.last && !self.teller.is_untold
             || since.is_some_and(|since| since < PACE) && !is_news
         {
@@ -238,6 +239,9 @@ impl Actor {
                 status.step = view.step.0;
                 status.committed = view.committed.0;
                 status.cause = view.cause.as_ref().map(shown);
+                // What stands for a process is a sum over a pod's uid, and says nothing.
+                let servers = servers(&live.group).into_iter();
+                status.servers = servers.map(|server| ServerStatus { pid: None, ..server }).collect();
                 let steps = live.group.data().map(|data| data.steps_per_epoch);
                 let epochs =
                     self.job.as_ref().and_then(|job| job.data.as_ref()).map(|data| data.epochs.get());
@@ -296,6 +300,10 @@ impl Actor {
         reasons.extend(self.teller.faults.iter().cloned());
         let pods = self.roster.pods().filter(|pod| !pod.trouble.is_empty());
         reasons.extend(pods.map(|pod| format!("pod {}: {}", pod.name, pod.trouble)));
+        reasons.extend(self.roster.pods().filter(|pod| pod.is_server).filter_map(|pod| match &pod.stage {
+            PodStage::Unschedulable { why } => Some(format!("data server's pod {}: {why}", pod.name)),
+            _ => None,
+        }));
         reasons
     }
 

@@ -193,3 +193,41 @@ fn workers_are_counted_once_and_found_by_their_pods() {
     roster.remove("c");
     assert!(roster.current(worker).is_none());
 }
+
+#[test]
+fn a_data_server_is_a_worker_after_the_others_and_nobodys_place() {
+    let server = |node: Option<&str>, status: serde_json::Value| {
+        let pod = json!({
+            "metadata": {
+                "name": "s", "uid": "9",
+                "labels": {
+                    names::LABEL_INDEX: "1", names::LABEL_JOB: "digits", names::LABEL_ROLE: names::ROLE_SERVER,
+                },
+                "annotations": {names::ANNOTATION_FIRST_WORKER: "4"},
+            },
+            "spec": {"containers": [], "nodeName": node}, "status": status,
+        });
+        PodView::of(&serde_json::from_value(pod).unwrap()).unwrap()
+    };
+    let mut roster = Roster::default();
+    let (worker, number) = (WorkerId(5), process_number("9"));
+    let refused = json!({"phase": "Pending", "conditions": [
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no node"},
+    ]});
+    assert_eq!(roster.update(server(None, refused)), []);
+    assert_eq!(roster.unschedulable().count(), 0, "its scheduler goes on looking");
+    let runs = json!({"phase": "Running", "containerStatuses": [{
+        "name": names::SIDECAR, "image": "", "imageID": "", "ready": true, "restartCount": 0,
+        "state": {"running": {}},
+    }]});
+    assert_eq!(roster.update(server(Some("node1"), runs)), [Change::Launched { worker, number }]);
+    assert!(roster.placed().is_empty(), "it holds no devices");
+    assert_eq!(roster.workers_with(4, PodView::is_current), 0);
+    let evicted = json!({"phase": "Failed", "reason": "OutOfcpu", "message": "none"});
+    let how = "its kubelet ended it (OutOfcpu: none)".to_owned();
+    assert_eq!(
+        roster.update(server(Some("node1"), evicted)),
+        [Change::Gone { worker, number, how }],
+        "and no host is blamed for it"
+    );
+}
