@@ -32,7 +32,7 @@ const GAIN_PART: u64 = 8;
 /// Rounds without such waiting before there may be fewer.
 const CALM_ROUNDS: u32 = 4;
 /// Rounds between two trials that brought nothing: at first, and at the most.
-const PAUSE_ROUNDS: (u32, u32) = (4, 256);
+const PAUSE_ROUNDS: (u32, u32) = (32, 512);
 /// Reads beyond rate × latency: room for a latency that varies.
 const MARGIN: u64 = 2;
 
