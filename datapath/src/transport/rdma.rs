@@ -4,6 +4,7 @@
 
 use std::io;
 
+pub mod comeback;
 pub mod endpoint;
 pub mod gid;
 pub mod reason;
