@@ -5,6 +5,8 @@ mod handoff;
 mod mtu;
 mod silence;
 mod trainer;
+#[cfg(feature = "rdma")]
+mod verbs;
 
 use std::num::NonZeroU32;
 use std::time::Duration;

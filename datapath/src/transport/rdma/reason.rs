@@ -42,11 +42,13 @@ pub enum Reason {
     Refused,
     /// Other requests of the queue pair failed, or it was closed.
     Flushed,
+    /// This worker's job does not allow it.
+    NotWanted,
 }
 
 impl Reason {
     /// All of them. Peers tell each other the places here, so new ones come at the end.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::NotBuilt,
         Self::NoLibrary,
         Self::NoDevice,
@@ -63,6 +65,7 @@ impl Reason {
         Self::Misuse,
         Self::Refused,
         Self::Flushed,
+        Self::NotWanted,
     ];
 
     /// Its number on the wire.
@@ -98,6 +101,7 @@ impl Reason {
             Self::Misuse => "misuse",
             Self::Refused => "refused",
             Self::Flushed => "flushed",
+            Self::NotWanted => "not_wanted",
         }
     }
 
@@ -135,6 +139,7 @@ impl Reason {
             Self::RemoteAccess | Self::Misuse => "report it: it is a mistake of this program",
             Self::Refused => "look at the kernel's log for the device's driver",
             Self::Flushed => "look for the first failure of the lane",
+            Self::NotWanted => "use the same transport policy on all workers",
         }
     }
 }
