@@ -316,6 +316,24 @@ async fn answers_that_come_too_late_land_nowhere() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_black_hole_is_gone_around() {
+    if has_devices() {
+        let (reasons, took) = story("tc qdisc add dev vb root netem loss 100%").await;
+        assert_eq!(reasons, ["peer_dead"]);
+        assert!(took < 2 * FAILOVER_MAX, "{took:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_goes_is_named() {
+    if has_devices() {
+        let (reasons, took) = story("ip addr flush dev va").await;
+        assert_eq!(reasons, ["gid_missing"]);
+        assert!(took < FAILOVER_MAX, "{took:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_owner_without_the_lane_is_asked_over_quic() {
     if !has_devices() {
         return;

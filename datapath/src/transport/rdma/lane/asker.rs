@@ -59,6 +59,7 @@ struct Pair {
 }
 
 /// Why a transfer stops.
+#[derive(Clone)]
 enum Stop {
     /// The lane has failed.
     Lane(Reason),
@@ -130,37 +131,37 @@ impl Lane {
         parts: &mut [Part<'_>],
     ) -> Vec<Option<Outcome>> {
         let mut outcomes = vec![None; parts.len()];
-        let done = async {
-            let pair = self.pair(adapter, connection).await?;
-            let mut transfer = Transfer { adapter, pair: &pair, connection, asking, flying: VecDeque::new() };
-            let result = transfer.run(parts, &mut outcomes).await;
-            if result.is_err() {
-                // What others have under way by it would only fail later; it comes back at once.
-                drop(pair.pair.fail());
+        let pair = self.pair(adapter, connection).await;
+        let result = match &pair {
+            Ok(pair) => {
+                let mut transfer = Transfer { adapter, pair, connection, asking, flying: VecDeque::new() };
+                transfer.run(parts, &mut outcomes).await
             }
-            result
+            Err(stop) => Err(stop.clone()),
         };
         let peer = connection.remote_address();
-        match done.await {
+        let instead = match &result {
             Ok(()) => {
                 if self.comeback().succeeded() {
                     tracing::info!(%peer, "the RDMA lane is used again");
                 }
+                None
             }
             Err(Stop::Lane(reason)) => {
-                if self.comeback().failed(reason, asking.now()) {
+                if self.comeback().failed(*reason, asking.now()) {
                     let (word, hint) = (reason.word(), reason.hint());
                     tracing::warn!(%peer, reason = word, hint, "an RDMA lane failed");
                 }
-                if reason.class() == Class::Fatal {
-                    outcomes
-                        .iter_mut()
-                        .for_each(|outcome| _ = outcome.get_or_insert(Err(Failure::Lane { reason })));
-                }
+                (reason.class() == Class::Fatal).then_some(Failure::Lane { reason: *reason })
             }
-            Err(Stop::Connection(failure)) => {
-                outcomes.iter_mut().for_each(|outcome| _ = outcome.get_or_insert(Err(failure.clone())));
-            }
+            Err(Stop::Connection(failure)) => Some(failure.clone()),
+        };
+        if let (Ok(pair), Err(_)) = (&pair, &result) {
+            // What others have under way by it would only fail later; it comes back at once. Said before: they are only flushed.
+            drop(pair.pair.fail());
+        }
+        if let Some(failure) = instead {
+            outcomes.iter_mut().for_each(|outcome| _ = outcome.get_or_insert(Err(failure.clone())));
         }
         outcomes
     }
