@@ -510,6 +510,12 @@ impl LoadError {
 }
 
 impl Held {
+    /// The memory that the bytes lie in; while this exists nothing else is read into it.
+    #[must_use]
+    pub fn block(&self) -> Option<&Block> {
+        self.block.as_deref()
+    }
+
     /// The bytes as a handle that can be cut and sent without a copy.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {

@@ -52,6 +52,10 @@ counters! {
     quic_in_bytes,
     /// Sample bytes sent to other workers over QUIC.
     quic_out_bytes,
+    /// Sample bytes that this worker has read from other owners over RDMA.
+    rdma_in_bytes,
+    /// Bytes of chunks lent to other workers: what they read of them over RDMA, only they know.
+    rdma_lent_bytes,
     /// Requests that were asked again.
     retries,
     /// Chunks found in the cache.

@@ -24,6 +24,8 @@ pub const SERVERS_GONE: &str = "servers_gone";
 pub const PEER_GONE: &str = "peer_gone";
 /// Another worker refused this one for good: they hold different data, or run different releases.
 pub const PEER_REFUSED: &str = "peer_refused";
+/// A lane over RDMA failed as only a mistake of this program makes it fail; another lane would hide that.
+pub const LANE_BROKEN: &str = "lane_broken";
 
 /// An error with all that is under it, in one line: some say only by their source what happened.
 #[must_use]

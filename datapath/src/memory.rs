@@ -4,24 +4,29 @@
 //! write into memory that is used again. Blocks of one [`BlockPool`] are recycled: fresh pages cost more than the
 //! read that fills them (about 0.1 CPU-s/GB of page faults).
 
+mod allocation;
 pub mod host;
 pub mod landing;
 mod mapping;
 pub mod pieces;
+pub mod pool;
 pub mod span;
 
+use std::any::Any;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use self::mapping::Mapping;
+use self::allocation::Memory;
+use self::span::Stable;
 
 /// Bytes in a block are rounded up to this, so that a pool's blocks fit each other's chunks.
 pub const BLOCK_ALIGN_BYTES: usize = 4096;
 
 /// An owned, uniquely held byte buffer.
 pub struct Block {
-    bytes: Memory,
+    // None only inside `drop`.
+    memory: Option<Memory>,
     len: usize,
     pool: Option<Arc<PoolInner>>,
 }
@@ -30,50 +35,19 @@ impl Block {
     /// A zeroed block of that many bytes, of no pool.
     #[must_use]
     pub fn with_len(len: usize) -> Self {
-        Self { bytes: Memory::Heap(vec![0; len]), len, pool: None }
+        Self { memory: Some(Memory::zeroed(len)), len, pool: None }
     }
-}
 
-/// From this size on a block is mapped: a smaller one's pages are few, and an allocator has them at hand.
-const MAPPED_BYTES_MIN: usize = 1 << 20;
-
-/// Where a block's bytes lie.
-enum Memory {
-    Heap(Vec<u8>),
-    Mapped(Mapping),
-}
-
-impl Memory {
-    /// Zeroed.
-    fn with_len(len: usize) -> Self {
-        let mapped = (len >= MAPPED_BYTES_MIN).then(|| Mapping::zeroed(len)).flatten();
-        mapped.map_or_else(|| Self::Heap(vec![0; len]), Self::Mapped)
-    }
-}
-
-impl Default for Memory {
-    fn default() -> Self {
-        Self::Heap(Vec::new())
-    }
-}
-
-impl Deref for Memory {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Heap(bytes) => bytes,
-            Self::Mapped(bytes) => bytes,
-        }
-    }
-}
-
-impl DerefMut for Memory {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        match self {
-            Self::Heap(bytes) => bytes,
-            Self::Mapped(bytes) => bytes,
-        }
+    /// What belongs to the block's memory and stays with it when another block takes it over: a device's registration, which is
+    /// made here of the memory's place if there is none. The place is given for reading only.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn attached<T: Any + Clone + Send + Sync, E>(
+        &self,
+        make: impl FnOnce(Arc<dyn Stable>) -> Result<T, E>,
+    ) -> Option<Result<T, E>> {
+        self.memory.as_ref().map(|memory| memory.attached(make))
     }
 }
 
@@ -81,13 +55,13 @@ impl Deref for Block {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.bytes[..self.len]
+        self.memory.as_ref().map_or(&[], |memory| memory.bytes(self.len))
     }
 }
 
 impl DerefMut for Block {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[..self.len]
+        self.memory.as_mut().map_or(&mut [], |memory| memory.bytes_mut(self.len))
     }
 }
 
@@ -105,11 +79,15 @@ impl fmt::Debug for Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        if let Some(pool) = &self.pool {
+        if let (Some(pool), Some(memory)) = (&self.pool, self.memory.take()) {
             let mut free = pool.free.lock().unwrap_or_else(PoisonError::into_inner);
             if free.len() < pool.keep {
-                free.push(std::mem::take(&mut self.bytes));
+                free.push(memory);
+                return;
             }
+            drop(free);
+            // Without the lock: what is attached may take its time to go.
+            drop(memory);
         }
     }
 }
@@ -138,22 +116,16 @@ impl BlockPool {
     #[must_use]
     pub fn take(&self, len: usize) -> Block {
         let returned = self.inner.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut bytes = returned.unwrap_or_default();
-        if bytes.len() < len {
-            // A fresh zeroed allocation, instead of growing: the old content need not be copied.
-            let whole = len.max(self.inner.block_bytes).next_multiple_of(BLOCK_ALIGN_BYTES);
-            bytes = Memory::with_len(whole);
-        }
-        Block { bytes, len, pool: Some(Arc::clone(&self.inner)) }
+        // A fresh zeroed allocation, instead of growing: the old content need not be copied.
+        let fresh = || Memory::zeroed(len.max(self.inner.block_bytes).next_multiple_of(BLOCK_ALIGN_BYTES));
+        let memory = returned.filter(|memory| memory.len() >= len).unwrap_or_else(fresh);
+        Block { memory: Some(memory), len, pool: Some(Arc::clone(&self.inner)) }
     }
 }
 
 impl fmt::Debug for PoolInner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PoolInner")
-            .field("keep", &self.keep)
-            .field("block_bytes", &self.block_bytes)
-            .finish_non_exhaustive()
+        f.debug_struct("PoolInner").field("keep", &self.keep).finish_non_exhaustive()
     }
 }
 
@@ -174,6 +146,19 @@ mod tests {
         assert_eq!(again.as_ptr(), address, "the first to return is used again");
         assert_eq!(again[4999], 7);
         assert_ne!(pool.take(1).as_ptr(), address);
+    }
+
+    #[test]
+    fn what_is_attached_stays_with_the_memory_when_its_block_changes() {
+        let pool = BlockPool::new(1, 100);
+        let attach = |block: &Block, word| block.attached(|_| Ok::<_, ()>(word)).unwrap().unwrap();
+        let one = pool.take(10);
+        assert_eq!(attach(&one, "first"), "first");
+        let two = pool.take(10);
+        assert_eq!(attach(&two, "second"), "second");
+        drop(one);
+        drop(two);
+        assert_eq!(attach(&pool.take(10), "third"), "first");
     }
 
     #[test]

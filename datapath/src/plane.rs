@@ -30,6 +30,8 @@ use crate::tier::{Tier, TierConfig, TierError};
 use crate::transport::quic::server::{Serving, serve};
 use crate::transport::quic::tls::Identity;
 use crate::transport::quic::{QuicError, QuicLane};
+use crate::transport::rdma::lane::Adapter;
+use crate::transport::rdma::reason::Reason;
 
 mod ahead;
 mod lane;
@@ -145,7 +147,7 @@ pub enum PlaneError {
     #[error("use RDMA, which the job requires: {reason} (or set `transport: prefer-rdma`)")]
     NoRdma {
         /// Why there is none.
-        reason: &'static str,
+        reason: String,
     },
     /// The node-local tier.
     #[error(transparent)]
@@ -183,6 +185,8 @@ pub struct Plane {
     cache: Cache,
     counters: Arc<Counting>,
     lane: Arc<QuicLane>,
+    /// This host's device, or why it is not used.
+    adapter: Result<Arc<Adapter>, Reason>,
     member: watch::Sender<Option<Arc<Member>>>,
     server: JoinHandle<()>,
     started: Instant,
@@ -194,11 +198,15 @@ impl Plane {
     /// # Errors
     /// When the identity or the address is unusable, or the transport policy cannot be kept.
     pub async fn start(config: PlaneConfig) -> Result<Self, PlaneError> {
-        let reason = "this build has no RDMA lane";
-        let (_, downgraded) = lane(config.transport, Err(reason)).ok_or(PlaneError::NoRdma { reason })?;
-        if let Some(reason) = downgraded {
-            tracing::info!(reason, "the data plane uses QUIC instead of RDMA");
-        }
+        Self::start_on(config, None).await
+    }
+
+    /// As [`Plane::start`], with the RDMA device of that name and no other.
+    ///
+    /// # Errors
+    /// As for [`Plane::start`].
+    pub async fn start_on(config: PlaneConfig, device: Option<&str>) -> Result<Self, PlaneError> {
+        let adapter = adapter(config.transport, device)?;
         let lane = Arc::new(QuicLane::open(&config.identity, config.bind, config.congestion)?);
         let counters = Arc::new(Counting::default());
         let manifest = config.manifest;
@@ -212,6 +220,7 @@ impl Plane {
         let member = watch::Sender::new(None);
         let server = tokio::spawn(serve(Serving {
             lane: Arc::clone(&lane),
+            adapter: adapter.clone(),
             manifest: Arc::clone(&manifest),
             cache: cache.clone(),
             counters: Arc::clone(&counters),
@@ -219,7 +228,7 @@ impl Plane {
         }));
         #[expect(clippy::disallowed_methods, reason = "the shell that owns this plane's clock")]
         let started = Instant::now();
-        Ok(Self { manifest, order: config.order, cache, counters, lane, member, server, started })
+        Ok(Self { manifest, order: config.order, cache, counters, lane, adapter, member, server, started })
     }
 
     /// Where peers reach it.
@@ -319,6 +328,31 @@ impl Plane {
         self.server.abort();
         self.lane.close().await;
     }
+}
+
+/// This host's device, if the policy wants one and there is one.
+fn adapter(
+    policy: TransportPolicy,
+    device: Option<&str>,
+) -> Result<Result<Arc<Adapter>, Reason>, PlaneError> {
+    if policy == TransportPolicy::Quic {
+        return Ok(Err(Reason::NotWanted));
+    }
+    let opened = Adapter::open(device);
+    let found = opened.as_ref().map(|_| ()).map_err(|absence| absence.words.as_str());
+    let Some((_, downgraded)) = lane(policy, found) else {
+        return Err(PlaneError::NoRdma {
+            reason: opened.err().map(|absence| absence.words).unwrap_or_default(),
+        });
+    };
+    match &opened {
+        Ok(adapter) => tracing::info!(device = adapter.device(), "the data plane uses RDMA"),
+        Err(_) => {
+            let reason = downgraded.as_deref().unwrap_or_default();
+            tracing::info!(reason, "the data plane uses QUIC instead of RDMA");
+        }
+    }
+    Ok(opened.map_err(|absence| absence.reason))
 }
 
 async fn open_tier(

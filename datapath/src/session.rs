@@ -7,7 +7,7 @@
 //!    |                 | failed(Gone | Early | Corrupt | Store), bounds not reached: later, maybe elsewhere
 //!    +-----------------+
 //!                      | failed(Fenced): the transfer is over        -> Verdict::Fenced
-//!                      | failed(Stranger), or (..) once too often    -> Verdict::GaveUp
+//!                      | failed(Stranger | Lane), or (..) once too often -> Verdict::GaveUp
 //! ```
 //! The state lives here and in no transport, so failing over is asking again elsewhere. It knows no clock: `now`
 //! counts from any fixed moment.
@@ -18,6 +18,7 @@ use std::time::Duration;
 use crate::dataset::ChunkId;
 use crate::fault;
 use crate::select::{Candidate, Health, PeerId, owner};
+use crate::transport::rdma::reason::Reason;
 
 /// How often one chunk is asked for, for whatever reasons, before the transfer gives up: with the back-off below
 /// about 20 s, after which the fence has moved if a peer is really gone.
@@ -48,6 +49,11 @@ pub enum Failure {
     Fenced,
     /// The owner refuses this plane for good: it holds other data, runs another release, or does not know it.
     Stranger,
+    /// The lane to the owner failed as no lane may.
+    Lane {
+        /// How.
+        reason: Reason,
+    },
     /// The bytes were not those of the manifest.
     Corrupt {
         /// The sample, if it was one.
@@ -193,7 +199,7 @@ impl Transfer {
                 self.over.get_or_insert(Verdict::Fenced);
                 return;
             }
-            Failure::Stranger => last = true,
+            Failure::Stranger | Failure::Lane { .. } => last = true,
             Failure::Corrupt { .. } => {
                 state.corrupt += 1;
                 last |= state.corrupt >= CORRUPT_MAX;
@@ -248,6 +254,7 @@ impl Failure {
         match self {
             Self::Gone | Self::Early { .. } | Self::Fenced => fault::PEER_GONE,
             Self::Stranger => fault::PEER_REFUSED,
+            Self::Lane { .. } => fault::LANE_BROKEN,
             Self::Corrupt { .. } => fault::CRC_MISMATCH,
             Self::Store { reason, .. } => reason,
         }

@@ -4,9 +4,20 @@
 //! frame    u32 length of what follows   u8 kind   body
 //! control  stream 0 of the asking side:  HELLO -> WELCOME | NACK, then POSITION, PING at any time
 //! request  one stream each:              WANT  -> HAVE and then its bytes | NACK
+//! lane     one stream for a queue pair:  OFFER -> ACCEPT | DECLINE; the pair lives as long as the stream
+//! lease    one stream each:              ASK   -> LEASE | NACK | DECLINE; the stream's end gives the chunk back
 //! ```
 //! After `HAVE` follows, for each group of the `WANT`, one byte: [`GROUP_FOLLOWS`] and then its ranges, joined in the
 //! order in which they were asked for; or the code of a [`Refusal`], and nothing of this group.
+//!
+//! Lanes over verbs are spoken of here and need no version of their own: an owner that does not know their frames ends the
+//! stream, which is an answer. What is leased is read by the asking side's device, past both kernels.
+
+use std::time::Duration;
+
+use crate::transport::rdma::endpoint::{Endpoint, PathMtu};
+use crate::transport::rdma::gid::Gid;
+use crate::transport::rdma::reason::Reason;
 
 /// The version that both sides must share.
 pub const VERSION: u16 = 1;
@@ -16,6 +27,9 @@ pub const FRAME_BYTES_MAX: usize = 1 << 20;
 pub const RANGES_MAX: usize = 64 << 10;
 /// Chunks of one `WANT` at the most: each has 16 bytes of its own in the frame.
 pub const GROUPS_MAX: usize = 16 << 10;
+
+/// How long an owner lends a chunk at the most. Whoever borrows knows when it asked, and trusts nothing that is older.
+pub const LEASE_MAX: Duration = Duration::from_secs(10);
 
 /// In front of a group's bytes.
 pub const GROUP_FOLLOWS: u8 = 0;
@@ -70,6 +84,16 @@ pub enum Frame {
         /// Ask again after so many milliseconds; 0: never.
         retry_after_ms: u32,
     },
+    /// Half of a queue pair: a lane over verbs is wanted.
+    Offer(Endpoint),
+    /// The other half, connected.
+    Accept(Endpoint),
+    /// There is no such lane, or no lease by it, and why.
+    Decline(Reason),
+    /// A chunk is to be lent.
+    Ask(Ask),
+    /// It is, until the stream ends, or [`LEASE_MAX`] is over.
+    Lease(Lease),
 }
 
 /// A request for ranges of chunks that one owner has.
@@ -85,6 +109,30 @@ pub struct Want {
     pub refresh: bool,
     /// The chunks, in the order of the answer.
     pub groups: Vec<Group>,
+}
+
+/// A request for one chunk, to be read where it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// The membership's fence.
+    pub fence: u64,
+    /// The chunk.
+    pub chunk: u32,
+    /// The last step that needs it.
+    pub until: u64,
+    /// As in a [`Want`].
+    pub refresh: bool,
+}
+
+/// Where a chunk lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Its first byte, as the owner's device counts them.
+    pub address: u64,
+    /// What that device asks for.
+    pub key: u32,
+    /// Its bytes.
+    pub len: u32,
 }
 
 /// The wanted ranges of one chunk.
@@ -172,6 +220,13 @@ const PING: u8 = 4;
 const WANT: u8 = 16;
 const HAVE: u8 = 17;
 const NACK: u8 = 18;
+const OFFER: u8 = 32;
+const ACCEPT: u8 = 33;
+const DECLINE: u8 = 34;
+const ASK: u8 = 35;
+const LEASE: u8 = 36;
+const KINDS: [u8; 12] =
+    [HELLO, WELCOME, POSITION, PING, WANT, HAVE, NACK, OFFER, ACCEPT, DECLINE, ASK, LEASE];
 
 /// How many bytes follow a frame's first four.
 ///
@@ -220,12 +275,41 @@ pub fn encode(frame: &Frame) -> Result<Vec<u8>, WireError> {
             out.extend_from_slice(&refusal.code().to_le_bytes());
             out.extend_from_slice(&retry_after_ms.to_le_bytes());
         }
+        Frame::Offer(endpoint) => encode_endpoint(&mut out, OFFER, endpoint),
+        Frame::Accept(endpoint) => encode_endpoint(&mut out, ACCEPT, endpoint),
+        Frame::Decline(reason) => {
+            out.push(DECLINE);
+            out.push(reason.code());
+        }
+        Frame::Ask(ask) => {
+            out.push(ASK);
+            out.extend_from_slice(&ask.fence.to_le_bytes());
+            out.extend_from_slice(&ask.chunk.to_le_bytes());
+            out.extend_from_slice(&ask.until.to_le_bytes());
+            out.push(u8::from(ask.refresh));
+        }
+        Frame::Lease(lease) => {
+            out.push(LEASE);
+            out.extend_from_slice(&lease.address.to_le_bytes());
+            out.extend_from_slice(&lease.key.to_le_bytes());
+            out.extend_from_slice(&lease.len.to_le_bytes());
+        }
     }
     let bytes = out.len() - 4;
     let length = u32::try_from(bytes).map_err(|_| WireError::TooLong { bytes })?;
     body_length(length.to_le_bytes())?;
     out[..4].copy_from_slice(&length.to_le_bytes());
     Ok(out)
+}
+
+fn encode_endpoint(out: &mut Vec<u8>, kind: u8, endpoint: &Endpoint) {
+    out.push(kind);
+    out.extend_from_slice(&endpoint.qpn.to_le_bytes());
+    out.extend_from_slice(&endpoint.psn.to_le_bytes());
+    out.extend_from_slice(&endpoint.gid.0);
+    out.extend_from_slice(&endpoint.lid.to_le_bytes());
+    out.extend_from_slice(&endpoint.mtu.bytes().to_le_bytes());
+    out.push(endpoint.reads);
 }
 
 fn encode_want(out: &mut Vec<u8>, want: &Want) {
@@ -253,7 +337,7 @@ fn encode_want(out: &mut Vec<u8>, want: &Want) {
 /// When the body is no frame of this version.
 pub fn decode(body: &[u8]) -> Result<Frame, WireError> {
     let (&kind, rest) = body.split_first().ok_or(WireError::Empty)?;
-    if ![HELLO, WELCOME, POSITION, PING, WANT, HAVE, NACK].contains(&kind) {
+    if !KINDS.contains(&kind) {
         return Err(WireError::Unknown { kind });
     }
     let mut reader = Reader { rest };
@@ -284,6 +368,16 @@ impl Reader<'_> {
             PING => Frame::Ping,
             WANT => Frame::Want(self.want()?),
             HAVE => Frame::Have { request: self.u64()?, bytes: self.u64()? },
+            OFFER => Frame::Offer(self.endpoint()?),
+            ACCEPT => Frame::Accept(self.endpoint()?),
+            DECLINE => Frame::Decline(Reason::of_code(self.take::<1>()?[0])?),
+            ASK => Frame::Ask(Ask {
+                fence: self.u64()?,
+                chunk: self.u32()?,
+                until: self.u64()?,
+                refresh: self.bool()?,
+            }),
+            LEASE => Frame::Lease(Lease { address: self.u64()?, key: self.u32()?, len: self.u32()? }),
             _ => Frame::Nack {
                 request: self.u64()?,
                 refusal: Refusal::from_code(u16::from_le_bytes(self.take()?).into())?,
@@ -294,11 +388,7 @@ impl Reader<'_> {
 
     fn want(&mut self) -> Option<Want> {
         let (request, fence, step) = (self.u64()?, self.u64()?, self.u64()?);
-        let refresh = match self.take::<1>()? {
-            [0] => false,
-            [1] => true,
-            _ => return None,
-        };
+        let refresh = self.bool()?;
         let count = self.count(GROUPS_MAX, 16)?;
         let mut groups = Vec::with_capacity(count);
         let mut ranges_left = RANGES_MAX;
@@ -319,6 +409,25 @@ impl Reader<'_> {
     fn count(&mut self, most: usize, item_bytes: usize) -> Option<usize> {
         let count = usize::try_from(self.u32()?).ok()?;
         (count <= most && count <= self.rest.len() / item_bytes).then_some(count)
+    }
+
+    fn endpoint(&mut self) -> Option<Endpoint> {
+        Some(Endpoint {
+            qpn: self.u32()?,
+            psn: self.u32()?,
+            gid: Gid(self.take()?),
+            lid: u16::from_le_bytes(self.take()?),
+            mtu: PathMtu::try_from(u16::from_le_bytes(self.take()?)).ok()?,
+            reads: self.take::<1>()?[0],
+        })
+    }
+
+    fn bool(&mut self) -> Option<bool> {
+        match self.take::<1>()? {
+            [0] => Some(false),
+            [1] => Some(true),
+            _ => None,
+        }
     }
 
     fn u32(&mut self) -> Option<u32> {

@@ -20,6 +20,7 @@ use crate::select::PeerId;
 use crate::session::{Ask, Failure, Transfer, Verdict};
 use crate::transport::quic::QuicLane;
 use crate::transport::quic::client::{Asking, Link};
+use crate::transport::rdma::lane::Adapter;
 use crate::transport::{Outcome, Part, local};
 use crate::wire::{GROUPS_MAX, RANGES_MAX};
 
@@ -30,6 +31,8 @@ pub(crate) struct Source {
     pub(crate) cache: Cache,
     pub(crate) counters: Arc<Counting>,
     pub(crate) lane: Arc<QuicLane>,
+    /// For lanes over verbs.
+    pub(crate) adapter: Option<Arc<Adapter>>,
     pub(crate) member: Arc<Member>,
     /// The moment that times are counted from.
     pub(crate) epoch: Instant,
@@ -141,6 +144,8 @@ impl Source {
     pub(crate) fn asking(&self, step: u64, refresh: bool) -> Asking<'_> {
         Asking {
             lane: &self.lane,
+            adapter: self.adapter.as_ref(),
+            epoch: self.epoch,
             member: &self.member,
             dataset: self.manifest.digest().0,
             counters: &self.counters,
@@ -234,6 +239,9 @@ fn describe(manifest: &Manifest, chunk: u32, sample: Option<u64>, failure: &Fail
             format!("the owner of {within} refuses this worker: it has other data or another release"),
             "check that every host sees the same dataset and runs the same release, then resume the job",
         ),
+        Failure::Lane { reason } => {
+            (format!("the RDMA lane to the owner of {within} failed: {reason}"), reason.hint())
+        }
         Failure::Gone | Failure::Early { .. } | Failure::Fenced => (
             format!("no worker delivered {within}"),
             "check the network between the workers (UDP on the data addresses), then resume the job",

@@ -7,7 +7,6 @@
 
 #![expect(unsafe_code, reason = "maps memory")]
 
-use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -17,11 +16,6 @@ pub(super) struct Mapping {
     start: NonNull<u8>,
     len: usize,
 }
-
-// SAFETY: plain memory that only its owner reaches.
-unsafe impl Send for Mapping {}
-// SAFETY: a shared reference only reads.
-unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// `len` bytes; none when the kernel has no such room.
@@ -35,27 +29,16 @@ impl Mapping {
         unsafe { rustix::mm::madvise(mapped, len, Advice::LinuxPopulateWrite) }.ok();
         Some(mapping)
     }
-}
 
-impl Deref for Mapping {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        // SAFETY: mapped, zeroed by the kernel, and as long as `self`.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
-    }
-}
-
-impl DerefMut for Mapping {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as for `deref`, and `self` is held exclusively.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    /// Its first byte; all of them are readable, writable and initialised as long as `self` exists.
+    pub(super) fn start(&self) -> NonNull<u8> {
+        self.start
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: exactly the range that `zeroed` mapped; every slice of it borrowed `self`.
+        // SAFETY: exactly the range that `zeroed` mapped; whoever has its place keeps `self`.
         let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
         debug_assert!(unmapped.is_ok(), "munmap of a whole mapping cannot fail");
     }
@@ -66,15 +49,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_zeroed_and_holds_what_is_written() {
-        for len in [1, 4096, (4 << 20) + 5] {
-            let mut mapping = Mapping::zeroed(len).unwrap();
-            assert_eq!(mapping.len(), len);
-            assert!(mapping.iter().all(|&byte| byte == 0));
-            mapping[len - 1] = 7;
-            assert_eq!(mapping[len - 1], 7);
-        }
+    fn what_cannot_be_is_none() {
         assert!(Mapping::zeroed(0).is_none());
         assert!(Mapping::zeroed(1 << 60).is_none(), "more than an address space");
+        assert_eq!(Mapping::zeroed((4 << 20) + 5).unwrap().start().align_offset(4096), 0);
     }
 }

@@ -59,14 +59,14 @@ pub unsafe trait Exclusive: Send + 'static {
 pub unsafe trait Exposed: Stable {}
 
 // SAFETY: a block's bytes are one allocation, which is never changed for another one, and is freed (or given to another block)
-// by the block's `drop`. A shared block hands out shared references only.
+// not before the block's `drop`. A shared block hands out shared references only.
 unsafe impl Stable for Block {
     fn span(&self) -> Span {
         Span { address: self.as_ptr().expose_provenance(), len: self.len() }
     }
 }
 
-// SAFETY: as for Stable; and a block is held uniquely.
+// SAFETY: as for Stable; a block is held uniquely and is the only way to its bytes: what is attached knows their place only.
 unsafe impl Exclusive for Block {
     fn span(&mut self) -> Span {
         Span { address: self.as_mut_ptr().expose_provenance(), len: self.len() }

@@ -9,7 +9,7 @@ use crate::select::PeerId;
 use crate::transport::quic::client::Link;
 use crate::transport::{Outcome, Part};
 
-/// The QUIC lane to one peer of the membership that a plane was in when it was asked for.
+/// The lanes to one peer of the membership that a plane was in when it was asked for.
 pub struct PeerLane {
     source: Source,
     peer: PeerId,
@@ -29,6 +29,7 @@ impl Plane {
             cache: self.cache.clone(),
             counters: Arc::clone(&self.counters),
             lane: Arc::clone(&self.lane),
+            adapter: self.adapter.as_ref().ok().map(Arc::clone),
             member: Arc::clone(member),
             epoch: self.started,
         }

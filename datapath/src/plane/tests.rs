@@ -6,6 +6,8 @@ mod mtu;
 mod servers;
 mod silence;
 mod trainer;
+#[cfg(feature = "rdma")]
+mod verbs;
 
 use std::num::NonZeroU32;
 use std::time::Duration;

@@ -24,7 +24,7 @@ use tls::{Identity, TlsError};
 /// A request that brings no byte for this long is asked elsewhere, and an answer of which nothing is taken for this
 /// long is given up. An owner that lives but waits for a slow store gets this long, since asking another means
 /// reading the chunk twice.
-const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(in crate::transport) const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why there is no lane.
 #[derive(Debug, thiserror::Error)]
@@ -135,14 +135,16 @@ impl QuicLane {
 
 /// Why a frame did not come.
 #[derive(Debug, thiserror::Error)]
-enum FrameError {
+pub(in crate::transport) enum FrameError {
     #[error("read a frame")]
     Read(#[from] quinn::ReadExactError),
     #[error(transparent)]
     Wire(#[from] wire::WireError),
 }
 
-async fn read_frame(stream: &mut quinn::RecvStream) -> Result<wire::Frame, FrameError> {
+pub(in crate::transport) async fn read_frame(
+    stream: &mut quinn::RecvStream,
+) -> Result<wire::Frame, FrameError> {
     let mut prefix = [0; 4];
     stream.read_exact(&mut prefix).await?;
     let mut body = vec![0; wire::body_length(prefix)?];

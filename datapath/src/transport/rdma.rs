@@ -4,8 +4,14 @@
 
 use std::io;
 
+pub mod comeback;
 pub mod endpoint;
 pub mod gid;
+#[cfg(feature = "rdma")]
+pub(crate) mod lane;
+#[cfg(not(feature = "rdma"))]
+#[path = "rdma/no_lane.rs"]
+pub(crate) mod lane;
 pub mod reason;
 pub mod sysfs;
 #[cfg(feature = "rdma")]

@@ -13,6 +13,16 @@ fn group() -> impl Strategy<Value = Group> {
         .prop_map(|((chunk, until), ranges)| Group { chunk, until, ranges })
 }
 
+fn endpoint() -> impl Strategy<Value = Endpoint> {
+    (any::<(u32, u32, [u8; 16], u16, u8)>(), 1_u32..=5).prop_map(|((qpn, psn, gid, lid, reads), mtu)| {
+        Endpoint { qpn, psn, gid: Gid(gid), lid, mtu: PathMtu::of_number(mtu).unwrap(), reads }
+    })
+}
+
+fn reason() -> impl Strategy<Value = Reason> {
+    any::<prop::sample::Index>().prop_map(|index| Reason::ALL[index.index(Reason::ALL.len())])
+}
+
 fn frame() -> impl Strategy<Value = Frame> {
     prop_oneof![
         (any::<u16>(), any::<[u8; 32]>(), any::<u64>(), any::<u32>())
@@ -36,6 +46,16 @@ fn frame() -> impl Strategy<Value = Frame> {
             refusal,
             retry_after_ms
         }),
+        endpoint().prop_map(Frame::Offer),
+        endpoint().prop_map(Frame::Accept),
+        reason().prop_map(Frame::Decline),
+        any::<(u64, u32, u64, bool)>().prop_map(|(fence, chunk, until, refresh)| Frame::Ask(Ask {
+            fence,
+            chunk,
+            until,
+            refresh
+        })),
+        any::<(u64, u32, u32)>().prop_map(|(address, key, len)| Frame::Lease(Lease { address, key, len })),
     ]
 }
 
@@ -57,7 +77,7 @@ proptest! {
     }
 
     #[test]
-    fn garbage_never_panics_and_what_is_accepted_is_canonical(body in proptest::collection::vec(any::<u8>(), 0..200), kind in 1_u8..19) {
+    fn garbage_never_panics_and_what_is_accepted_is_canonical(body in proptest::collection::vec(any::<u8>(), 0..200), kind in 1_u8..37) {
         let mut body = body;
         if let Some(first) = body.first_mut() { *first = kind; }
         if let Ok(frame) = decode(&body) {
@@ -82,6 +102,19 @@ fn golden_bytes() {
     assert_eq!(encode(&Frame::Want(want)).unwrap(), golden);
     let nack = Frame::Nack { request: 9, refusal: Refusal::Fenced, retry_after_ms: 50 };
     assert_eq!(encode(&nack).unwrap(), [15, 0, 0, 0, 18, 9, 0, 0, 0, 0, 0, 0, 0, 1, 0, 50, 0, 0, 0]);
+}
+
+#[test]
+fn golden_bytes_of_lanes_over_verbs() {
+    let gid = Gid([9; 16]);
+    let endpoint = Endpoint { qpn: 1, psn: 2, gid, lid: 3, mtu: PathMtu::Bytes1024, reads: 16 };
+    let mut golden = vec![30, 0, 0, 0, 32, 1, 0, 0, 0, 2, 0, 0, 0];
+    golden.extend_from_slice(&[9; 16]);
+    golden.extend_from_slice(&[3, 0, 0, 4, 16]);
+    assert_eq!(encode(&Frame::Offer(endpoint)).unwrap(), golden);
+    assert_eq!(encode(&Frame::Decline(Reason::NoDevice)).unwrap(), [2, 0, 0, 0, 34, 2]);
+    let lease = Frame::Lease(Lease { address: 4, key: 5, len: 6 });
+    assert_eq!(encode(&lease).unwrap(), [17, 0, 0, 0, 36, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 6, 0, 0, 0]);
 }
 
 #[test]

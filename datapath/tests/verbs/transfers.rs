@@ -191,42 +191,57 @@ pub(crate) fn a_dropped_future() {
 }
 
 pub(crate) fn giving_up() {
+    /// What is on the cable is not yet in memory, so now and then nothing is when it is given up; more seldom than this in a row.
+    const TRIES: u32 = 5;
     run(async {
-        const LONG: usize = 4 * BYTES;
         let (a, b) = (Side::a(), Side::b());
-        let (near, _far) = connect(&a, &b, SIZES);
-        let source = b.source(LONG);
-        let (memory, mut targets) = a.targets(1, LONG);
-        let mut chain = Chain::new(&memory, targets.remove(0));
-        for part in 0..32 {
-            let (at, len) = (part * LONG / 32, LONG / 32);
-            chain.read(at, len, source.remote(at)).unwrap();
-        }
-        let before = counter("vb", "tx");
-        let posted = near.try_post(chain).unwrap();
-        // In the middle: some answers are there, and the next ones under way.
-        timeout(PATIENCE, async {
-            while counter("vb", "tx") < before + 300_000 {
-                tokio::task::yield_now().await;
+        for _ in 0..TRIES {
+            if give_up_in_the_middle(&a, &b).await {
+                return;
             }
-        })
-        .await
-        .unwrap();
-        near.fail().unwrap();
-        let broken = timeout(PATIENCE, posted).await.unwrap().unwrap_err();
-        assert_eq!(broken.failure.reason, Reason::Flushed);
-        let mut piece = broken.owner.unwrap();
-        let arrived = piece.iter().zip(pattern(LONG)).filter(|(byte, expected)| *byte == expected).count();
-        assert!(arrived > LONG / 100 && arrived < LONG, "{arrived} of {LONG} bytes: not in the middle");
-        // It is used again; the answers that are still on their way must not show in it.
-        piece.fill(0xAA);
-        sleep(Duration::from_millis(500)).await;
-        assert!(piece.iter().all(|&byte| byte == 0xAA), "a late answer landed in memory that is used again");
-        let mut chain = Chain::new(&memory, piece);
-        chain.read(0, 1, source.remote(0)).unwrap();
-        let refused = near.try_post(chain).unwrap_err();
-        assert!(matches!(refused.why, Refusal::Broken(_)), "{:?}", refused.why);
+        }
+        panic!("nothing had arrived, {TRIES} times");
     });
+}
+
+/// Says whether it was in the middle.
+async fn give_up_in_the_middle(a: &Side, b: &Side) -> bool {
+    const LONG: usize = 4 * BYTES;
+    let (near, _far) = connect(a, b, SIZES);
+    let source = b.source(LONG);
+    let (memory, mut targets) = a.targets(1, LONG);
+    let mut chain = Chain::new(&memory, targets.remove(0));
+    for part in 0..32 {
+        let (at, len) = (part * LONG / 32, LONG / 32);
+        chain.read(at, len, source.remote(at)).unwrap();
+    }
+    let before = counter("vb", "tx");
+    let posted = near.try_post(chain).unwrap();
+    // Some answers are there, and the next ones under way.
+    timeout(PATIENCE, async {
+        while counter("vb", "tx") < before + 300_000 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    near.fail().unwrap();
+    let broken = timeout(PATIENCE, posted).await.unwrap().unwrap_err();
+    assert_eq!(broken.failure.reason, Reason::Flushed);
+    let mut piece = broken.owner.unwrap();
+    // Of bytes that are not zero, as memory is from the start.
+    let arrived = piece.iter().zip(pattern(LONG)).filter(|(byte, expected)| *byte == expected && **byte != 0);
+    let arrived = arrived.count();
+    assert!(arrived < LONG * 9 / 10, "{arrived} of {LONG} bytes: not in the middle");
+    // It is used again; the answers that are still on their way must not show in it.
+    piece.fill(0xAA);
+    sleep(Duration::from_millis(500)).await;
+    assert!(piece.iter().all(|&byte| byte == 0xAA), "a late answer landed in memory that is used again");
+    let mut chain = Chain::new(&memory, piece);
+    chain.read(0, 1, source.remote(0)).unwrap();
+    let refused = near.try_post(chain).unwrap_err();
+    assert!(matches!(refused.why, Refusal::Broken(_)), "{:?}", refused.why);
+    arrived > 0
 }
 
 pub(crate) fn closing() {

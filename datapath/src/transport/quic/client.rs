@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt};
@@ -14,6 +14,8 @@ use crate::counters::Counting;
 use crate::fault;
 use crate::membership::{Member, Peer};
 use crate::session::Failure;
+use crate::transport::rdma::comeback::Admission;
+use crate::transport::rdma::lane::{Adapter, Lane};
 use crate::transport::{Outcome, Part};
 use crate::wire::{self, Frame, Group, Refusal, Want};
 
@@ -31,6 +33,7 @@ pub(crate) struct Link {
     /// Attempts to connect that failed.
     failures: AtomicU64,
     way: Mutex<Way>,
+    verbs: Lane,
 }
 
 #[derive(Debug, Default)]
@@ -49,6 +52,10 @@ struct Open {
 /// What a request needs besides its parts.
 pub(crate) struct Asking<'a> {
     pub(crate) lane: &'a QuicLane,
+    /// This host's device, where lanes over verbs may be used.
+    pub(crate) adapter: Option<&'a Arc<Adapter>>,
+    /// The moment that times are counted from.
+    pub(crate) epoch: Instant,
     pub(crate) member: &'a Arc<Member>,
     pub(crate) dataset: [u8; 32],
     pub(crate) counters: &'a Counting,
@@ -58,13 +65,56 @@ pub(crate) struct Asking<'a> {
     pub(crate) refresh: bool,
 }
 
+impl Asking<'_> {
+    /// Time since the plane's start.
+    pub(crate) fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+}
+
 impl Link {
     pub(crate) fn new(peer: Peer) -> Self {
-        Self { peer, requests: AtomicU64::new(1), failures: AtomicU64::new(0), way: Mutex::default() }
+        Self {
+            peer,
+            requests: AtomicU64::new(1),
+            failures: AtomicU64::new(0),
+            way: Mutex::default(),
+            verbs: Lane::default(),
+        }
     }
 
-    /// Asks for all parts at once. One outcome for each, in their order.
+    /// Asks for all parts at once, over verbs where that can be had; what does not come by them is asked for over QUIC. One
+    /// outcome for each, in their order.
     pub(crate) async fn fetch(&self, asking: &Asking<'_>, parts: &mut [Part<'_>]) -> Vec<Outcome> {
+        let mut outcomes = self.by_verbs(asking, parts).await;
+        let missing = parts.iter_mut().zip(&outcomes).filter(|(_, outcome)| outcome.is_none());
+        let mut missing: Vec<_> = missing.map(|(part, _)| part).collect();
+        let mut came = Vec::new();
+        if !missing.is_empty() {
+            came = self.by_quic(asking, &mut missing).await;
+        }
+        let mut came = came.into_iter();
+        // As many came as were missing.
+        outcomes.iter_mut().for_each(|outcome| *outcome = outcome.take().or_else(|| came.next()));
+        outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(Failure::Gone))).collect()
+    }
+
+    /// None for what is to be asked for by another lane.
+    async fn by_verbs(&self, asking: &Asking<'_>, parts: &mut [Part<'_>]) -> Vec<Option<Outcome>> {
+        let all = |outcome| vec![outcome; parts.len()];
+        let Some(adapter) = asking.adapter else { return all(None) };
+        match self.verbs.admit(asking.now()) {
+            Admission::Other => all(None),
+            Admission::Broken(reason) => all(Some(Err(Failure::Lane { reason }))),
+            Admission::Use => match self.connection(asking).await {
+                Ok(connection) => self.verbs.fetch(adapter, &connection, asking, parts).await,
+                // The other lane is over the same connection.
+                Err(failure) => all(Some(Err(failure))),
+            },
+        }
+    }
+
+    async fn by_quic(&self, asking: &Asking<'_>, parts: &mut [&mut Part<'_>]) -> Vec<Outcome> {
         let mut outcomes = Vec::with_capacity(parts.len());
         let failure = match self.start(asking, parts).await {
             Ok(mut stream) => receive(&mut stream, asking.counters, parts, &mut outcomes).await.err(),
@@ -104,7 +154,7 @@ impl Link {
     }
 
     /// Sends the request and waits for the owner's word.
-    async fn start(&self, asking: &Asking<'_>, parts: &[Part<'_>]) -> Result<RecvStream, Failure> {
+    async fn start(&self, asking: &Asking<'_>, parts: &[&mut Part<'_>]) -> Result<RecvStream, Failure> {
         let connection = self.connection(asking).await?;
         timeout(STALL_TIMEOUT, self.ask(&connection, asking, parts)).await.map_err(|_| Failure::Gone)?
     }
@@ -113,11 +163,11 @@ impl Link {
         &self,
         connection: &Connection,
         asking: &Asking<'_>,
-        parts: &[Part<'_>],
+        parts: &[&mut Part<'_>],
     ) -> Result<RecvStream, Failure> {
         let (mut send, mut receive) = connection.open_bi().await.map_err(|error| lost(&error))?;
         let request = self.requests.fetch_add(1, Ordering::Relaxed);
-        let group = |part: &Part<'_>| Group {
+        let group = |part: &&mut Part<'_>| Group {
             chunk: part.chunk().0,
             until: part.until(),
             ranges: part.ranges().collect(),
@@ -134,7 +184,7 @@ impl Link {
         send.write_all(&frame).await.map_err(|_| Failure::Gone)?;
         // Nothing more to say; a failure shows when reading.
         drop(send.finish());
-        let expected: u64 = parts.iter().map(Part::bytes).sum();
+        let expected: u64 = parts.iter().map(|part| part.bytes()).sum();
         match read_frame(&mut receive).await.map_err(|error| cut_off(&error))? {
             Frame::Have { request: answered, bytes } if answered == request && bytes == expected => {
                 Ok(receive)
@@ -205,7 +255,7 @@ impl Link {
 async fn receive(
     stream: &mut RecvStream,
     counters: &Counting,
-    parts: &mut [Part<'_>],
+    parts: &mut [&mut Part<'_>],
     outcomes: &mut Vec<Outcome>,
 ) -> Result<(), Failure> {
     let mut pieces = [const { Bytes::new() }; READ_PIECES];
@@ -243,7 +293,7 @@ async fn receive(
     Ok(())
 }
 
-fn refused(refusal: Refusal, retry_after_ms: u32) -> Failure {
+pub(in crate::transport) fn refused(refusal: Refusal, retry_after_ms: u32) -> Failure {
     match refusal {
         Refusal::Fenced if retry_after_ms > 0 => {
             Failure::Early { retry_after: Duration::from_millis(retry_after_ms.into()) }
@@ -263,7 +313,7 @@ fn store(reason: &'static str, message: &str) -> Failure {
 }
 
 /// A stream ended before its time: by a refusal, or with its connection.
-fn cut_off(error: &FrameError) -> Failure {
+pub(in crate::transport) fn cut_off(error: &FrameError) -> Failure {
     let FrameError::Read(error) = error else { return Failure::Gone };
     match error {
         quinn::ReadExactError::ReadError(ReadError::Reset(code)) => {
@@ -275,7 +325,7 @@ fn cut_off(error: &FrameError) -> Failure {
 }
 
 /// A connection ended. When a fence ended it, this side may be the older or the newer one: asking again tells.
-fn lost(error: &ConnectionError) -> Failure {
+pub(in crate::transport) fn lost(error: &ConnectionError) -> Failure {
     match error {
         ConnectionError::ApplicationClosed(close)
             if close.error_code.into_inner() == u64::from(Refusal::Fenced.code()) =>

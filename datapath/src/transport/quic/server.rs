@@ -10,13 +10,17 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::{QuicLane, STALL_TIMEOUT, read_frame, tls};
-use crate::cache::{Cache, LoadError};
+use crate::cache::{Cache, Held, LoadError};
 use crate::counters::Counting;
 use crate::dataset::{ChunkId, Manifest};
 use crate::fault;
 use crate::membership::Member;
 use crate::select::PeerId;
+use crate::transport::rdma::lane::Adapter;
+use crate::transport::rdma::reason::Reason;
 use crate::wire::{self, Frame, Group, Refusal, Want};
+
+mod lending;
 
 /// Connections at once: the workers of the largest job we think of, with some that reconnect.
 const CONNECTIONS_MAX: usize = 8192;
@@ -27,6 +31,8 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(crate) struct Serving {
     pub(crate) lane: Arc<QuicLane>,
+    /// This host's device, or why no chunk is lent.
+    pub(crate) adapter: Result<Arc<Adapter>, Reason>,
     pub(crate) manifest: Arc<Manifest>,
     pub(crate) cache: Cache,
     pub(crate) counters: Arc<Counting>,
@@ -137,15 +143,20 @@ async fn listen(mut control: RecvStream, member: Arc<Member>, cache: Cache) {
 }
 
 async fn answer(serving: Serving, member: Arc<Member>, mut send: SendStream, mut receive: RecvStream) {
-    let Ok(Ok(Frame::Want(want))) = timeout(HELLO_TIMEOUT, read_frame(&mut receive)).await else {
-        drop(send.reset(VarInt::from_u32(Refusal::Malformed.code().into())));
-        return;
-    };
+    match timeout(HELLO_TIMEOUT, read_frame(&mut receive)).await {
+        Ok(Ok(Frame::Want(want))) => deliver(&serving, &member, &want, send).await,
+        Ok(Ok(Frame::Offer(peer))) => lending::pair_up(&serving, &peer, send, receive).await,
+        Ok(Ok(Frame::Ask(ask))) => lending::lend(&serving, &member, ask, send, receive).await,
+        _ => drop(send.reset(VarInt::from_u32(Refusal::Malformed.code().into()))),
+    }
+}
+
+async fn deliver(serving: &Serving, member: &Member, want: &Want, mut send: SendStream) {
     if want.fence != member.fence {
         answer_no(&mut send, want.request, Refusal::Fenced, Duration::ZERO).await;
         return;
     }
-    let Some(bytes) = wanted_bytes(&serving.manifest, &want) else {
+    let Some(bytes) = wanted_bytes(&serving.manifest, want) else {
         answer_no(&mut send, want.request, Refusal::Malformed, Duration::ZERO).await;
         return;
     };
@@ -153,7 +164,7 @@ async fn answer(serving: Serving, member: Arc<Member>, mut send: SendStream, mut
     if send.write_all(&have).await.is_err() {
         return;
     }
-    if send_groups(&serving, &want, &mut send).await.is_ok() {
+    if send_groups(serving, want, &mut send).await.is_ok() {
         drop(send.finish());
     }
 }
@@ -203,24 +214,33 @@ async fn send_all(send: &mut SendStream, mut chunks: &mut [Bytes]) -> Result<boo
 
 /// A group's bytes, with their status in front.
 async fn ranges(serving: &Serving, want: &Want, group: &Group) -> Result<Vec<Bytes>, Refusal> {
-    let chunk = ChunkId(group.chunk);
-    let held = if want.refresh {
-        serving.cache.get_verified(chunk, group.until).await
-    } else {
-        serving.cache.get(chunk, group.until).await
-    };
-    let chunk = held.map_err(|error| refusal(&error))?.into_bytes();
-    // Looked at after the wait for the store: a membership that ended meanwhile is not answered.
-    let fence = serving.member.borrow().as_ref().map(|member| member.fence);
-    if fence != Some(want.fence) {
-        return Err(Refusal::Fenced);
-    }
+    let held = held(serving, want.fence, ChunkId(group.chunk), group.until, want.refresh).await?;
+    let chunk = held.into_bytes();
     let range = |&(offset, len): &(u32, u32)| {
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         chunk.slice(start..start + usize::try_from(len).unwrap_or(0))
     };
     let status = Bytes::from_static(&[wire::GROUP_FOLLOWS]);
     Ok(std::iter::once(status).chain(group.ranges.iter().map(range)).collect())
+}
+
+/// A chunk for a request of the membership with this fence.
+async fn held(
+    serving: &Serving,
+    fence: u64,
+    chunk: ChunkId,
+    until: u64,
+    refresh: bool,
+) -> Result<Held, Refusal> {
+    let held = if refresh {
+        serving.cache.get_verified(chunk, until).await
+    } else {
+        serving.cache.get(chunk, until).await
+    };
+    let held = held.map_err(|error| refusal(&error))?;
+    // Looked at after the wait for the store: a membership that ended meanwhile is not answered.
+    let current = serving.member.borrow().as_ref().map(|member| member.fence);
+    if current == Some(fence) { Ok(held) } else { Err(Refusal::Fenced) }
 }
 
 fn refusal(error: &LoadError) -> Refusal {

@@ -42,9 +42,45 @@ pub enum Reason {
     Refused,
     /// Other requests of the queue pair failed, or it was closed.
     Flushed,
+    /// This worker's job does not allow it.
+    NotWanted,
 }
 
 impl Reason {
+    /// All of them. Peers tell each other the places here, so new ones come at the end.
+    pub const ALL: [Self; 17] = [
+        Self::NotBuilt,
+        Self::NoLibrary,
+        Self::NoDevice,
+        Self::NoUverbsNode,
+        Self::ProviderAbi,
+        Self::Memlock,
+        Self::GidMissing,
+        Self::GidWrong,
+        Self::GidChanged,
+        Self::PortDown,
+        Self::PeerDead,
+        Self::DeviceFatal,
+        Self::RemoteAccess,
+        Self::Misuse,
+        Self::Refused,
+        Self::Flushed,
+        Self::NotWanted,
+    ];
+
+    /// Its number on the wire.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        let place = Self::ALL.iter().position(|&reason| reason == self);
+        place.and_then(|place| u8::try_from(place).ok()).unwrap_or(u8::MAX)
+    }
+
+    /// The one with that number; none when it is a newer release's.
+    #[must_use]
+    pub fn of_code(code: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(code)).copied()
+    }
+
     /// The word, for logs and metrics.
     #[must_use]
     pub const fn word(self) -> &'static str {
@@ -65,6 +101,7 @@ impl Reason {
             Self::Misuse => "misuse",
             Self::Refused => "refused",
             Self::Flushed => "flushed",
+            Self::NotWanted => "not_wanted",
         }
     }
 
@@ -102,6 +139,7 @@ impl Reason {
             Self::RemoteAccess | Self::Misuse => "report it: it is a mistake of this program",
             Self::Refused => "look at the kernel's log for the device's driver",
             Self::Flushed => "look for the first failure of the lane",
+            Self::NotWanted => "use the same transport policy on all workers",
         }
     }
 }
@@ -332,8 +370,10 @@ mod tests {
 
     #[test]
     fn words_are_those_that_are_serialised() {
-        for reason in [Reason::NoLibrary, Reason::NoUverbsNode, Reason::PeerDead, Reason::Memlock] {
+        for reason in Reason::ALL {
             assert_eq!(serde_json::to_value(reason).unwrap(), reason.word());
+            assert_eq!(Reason::of_code(reason.code()), Some(reason));
         }
+        assert_eq!((Reason::NotBuilt.code(), Reason::Flushed.code(), Reason::of_code(200)), (0, 15, None));
     }
 }
