@@ -303,8 +303,12 @@ impl Transfer<'_, '_> {
             let flights = Arc::clone(&self.pair.flights);
             let (permit, piece) = if self.flying.is_empty() {
                 // Waits only with nothing in its hands, so that nobody waits in a circle.
-                let permit = flights.acquire_owned().await.map_err(|_| Stop::Lane(Reason::Flushed))?;
-                (permit, self.adapter.pool.take().await)
+                let room = async { (flights.acquire_owned().await, self.adapter.pool.take().await) };
+                match timeout(TRANSFER_MAX, room).await {
+                    Ok((Ok(permit), piece)) => (permit, piece),
+                    // All are with devices that do not give them back in time.
+                    _ => return Err(Stop::Lane(Reason::Refused)),
+                }
             } else {
                 let Ok(permit) = flights.try_acquire_owned() else { return Ok(()) };
                 let Some(piece) = self.adapter.pool.try_take() else { return Ok(()) };
