@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
+use datapath::counters::Counters;
 use datapath::order::OrderDigest;
 use serde::{Deserialize, Serialize};
 use worker::rendezvous::message::{CauseKind, ExitStatus};
@@ -309,6 +310,14 @@ pub struct Paths {
     pub quic: u64,
     /// From another worker by RDMA.
     pub rdma: u64,
+}
+
+impl Paths {
+    /// What data planes have counted.
+    #[must_use]
+    pub fn of(counters: &Counters) -> Self {
+        Self { local: counters.local_bytes, quic: counters.quic_in_bytes, rdma: counters.rdma_in_bytes }
+    }
 }
 
 /// What would be done: `--dry-run`.

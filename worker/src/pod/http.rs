@@ -107,6 +107,8 @@ fn metrics_text(seen: &Seen, cpu: Duration) -> Result<String, std::fmt::Error> {
         ("local", "Sample bytes out of this worker's own cache", counters.local_bytes),
         ("quic_in", "Sample bytes received from other workers over QUIC", counters.quic_in_bytes),
         ("quic_out", "Sample bytes sent to other workers over QUIC", counters.quic_out_bytes),
+        ("rdma_in", "Sample bytes read out of other workers' memory", counters.rdma_in_bytes),
+        ("rdma_lent", "Bytes of chunks lent to other workers' devices", counters.rdma_lent_bytes),
     ] {
         registry.register_with_unit(name, help, Unit::Bytes, ConstCounter::new(value));
     }

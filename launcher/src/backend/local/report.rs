@@ -155,7 +155,7 @@ impl Reporter {
             samples_per_second,
             bytes_per_second,
             bytes_read: counters.store_bytes,
-            paths: Paths { local: counters.local_bytes, quic: counters.quic_in_bytes, rdma: 0 },
+            paths: Paths::of(&counters),
             reported: group.reported().clone(),
         }
     }
