@@ -15,11 +15,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use datapath::fault::in_full;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep_until;
 
-use crate::config::{WorkerConfig, chain};
+use crate::config::WorkerConfig;
 use crate::pod::link::Orders;
 use crate::pod::status::Status;
 use crate::ranks::RanksEvent;
@@ -85,7 +86,7 @@ pub fn main() -> ExitCode {
     let config = match WorkerConfig::read(&mut io::stdin().lock()) {
         Ok(config) => config,
         Err(error) => {
-            tracing::error!(error = %chain(&error), "cannot start");
+            tracing::error!(error = %in_full(&error), "cannot start");
             return ExitCode::from(64);
         }
     };
@@ -251,7 +252,7 @@ async fn prepare(config: WorkerConfig, around: Around) -> Result<Agent, String> 
         bind: config.bind,
         identity: &config.identity,
     };
-    let (client, sessions) = Client::start(&client, watched).map_err(|error| chain(&error))?;
+    let (client, sessions) = Client::start(&client, watched).map_err(|error| in_full(&error))?;
     let parts = Parts { config, home: ranks, client, registration, data, status: status.clone() };
     let (shell, inbox) = Shell::start(parts).map_err(|error| format!("cannot supervise: {error}"))?;
     if let Some(status) = &status {

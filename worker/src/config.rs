@@ -211,15 +211,3 @@ impl WorkerConfig {
         Ok(config)
     }
 }
-
-/// An error and its sources on one line, for logs.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
-}

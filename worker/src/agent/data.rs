@@ -12,6 +12,7 @@ use datapath::Counters;
 use datapath::dataset::index::{self, IndexOptions};
 use datapath::dataset::{Manifest, RecordLayout, manifest};
 use datapath::fault::DataFault;
+use datapath::fault::in_full;
 use datapath::memory::Block;
 use datapath::order::{Consumer, Order};
 use datapath::plane::{
@@ -24,7 +25,7 @@ use tokio::task::AbortHandle;
 use super::machine::{Event, FeedNews};
 use super::preflight::fault;
 use super::shell::{Note, Notes, unix_ns};
-use crate::config::{DataConfig, ManifestFile, WorkerConfig, chain};
+use crate::config::{DataConfig, ManifestFile, WorkerConfig};
 use crate::rendezvous::certificate_name;
 use crate::rendezvous::message::{
     Assignment, CauseKind, ConsumedStep, DataFacts, Evidence, PeerAddress, PreflightFault,
@@ -85,7 +86,7 @@ impl DataSide {
         manifest: Arc<Manifest>,
     ) -> Result<Self, PreflightFault> {
         let order = Order::new(&manifest, data.order).map_err(|error| {
-            fault("order_invalid", format!("cannot {}", chain(&error)), "check the job's data section")
+            fault("order_invalid", format!("cannot {}", in_full(&error)), "check the job's data section")
         })?;
         let store = open_store(data, &manifest).await?;
         let found = data.manifest.is_none().then(|| DataFacts {
@@ -118,7 +119,7 @@ impl DataSide {
                 }
                 _ => ("data_plane_failed", "check the interface and its address"),
             };
-            fault(code, format!("cannot {}", chain(&error)), hint)
+            fault(code, format!("cannot {}", in_full(&error)), hint)
         })?;
         Ok(Self { plane, me: config.worker, role: config.role, end_step, slots: data.slots, found })
     }
@@ -193,7 +194,7 @@ impl DataSide {
             fence: assignment.generation.0,
             hello: serde_json::Value::Null,
         });
-        let feed = feed.await.map_err(|error| failed(chain(&error)))?;
+        let feed = feed.await.map_err(|error| failed(in_full(&error)))?;
         let task = tokio::spawn(forward(feed, assignment.generation, rank, notes.clone()));
         Ok(RankFeed { socket, task: task.abort_handle() })
     }
@@ -251,7 +252,7 @@ async fn load_manifest(file: &ManifestFile) -> Result<Manifest, PreflightFault> 
     };
     let loaded = tokio::task::spawn_blocking(move || -> Result<Manifest, String> {
         let bytes = read_file(&path).map_err(|error| error.to_string())?;
-        manifest::decode(&bytes).map_err(|error| chain(&error))
+        manifest::decode(&bytes).map_err(|error| in_full(&error))
     });
     let loaded = loaded.await.map_err(|error| failed(error.to_string()))?.map_err(failed)?;
     let digest = loaded.digest().to_string();
@@ -308,7 +309,7 @@ async fn open_store(data: &DataConfig, manifest: &Manifest) -> Result<Store, Pre
 
 fn source_fault(error: &StoreError) -> PreflightFault {
     let hint = "is the dataset mounted on this host, and readable for this user?";
-    fault("source_unreadable", format!("cannot {}", chain(error)), hint)
+    fault("source_unreadable", format!("cannot {}", in_full(error)), hint)
 }
 
 /// The peers that have a data plane, as the plane knows them.

@@ -4,11 +4,12 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
+use datapath::fault::in_full;
 use rustix::net::sockopt::set_socket_reuseaddr;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, ipproto, socket_with};
 
 use super::preflight::fault;
-use crate::config::{Framework, chain};
+use crate::config::Framework;
 use crate::rendezvous::message::PreflightFault;
 use crate::torch_store::{Limits, Server};
 
@@ -40,7 +41,7 @@ impl Meeting {
             });
         }
         let mut server = Server::open(bind, Limits::default()).map_err(|error| {
-            fault("store_failed", format!("cannot open the store: {}", chain(&error)), "")
+            fault("store_failed", format!("cannot open the store: {}", in_full(&error)), "")
         })?;
         server.world(world_size);
         Ok(Self::Store(server))
