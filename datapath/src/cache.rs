@@ -38,7 +38,7 @@ use self::reads::Reads;
 /// The smallest cache, in chunks: one being read while another is used.
 const LEAST_CHUNKS: usize = 2;
 /// Blocks of dropped chunks that are kept for those that took their room and wait for their turn to be read: as many as may
-/// be read ahead of a window. They count for these, so they are no memory beyond the budget.
+/// be read ahead of a window. They count for these, so they are no memory beyond the budget (but for what one is larger than its chunk).
 const SPARE_BLOCKS: usize = 2 * READS_MAX;
 
 /// Why a chunk is not to be had.

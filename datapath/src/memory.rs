@@ -35,7 +35,7 @@ impl Block {
     /// A zeroed block of that many bytes, of no pool.
     #[must_use]
     pub fn with_len(len: usize) -> Self {
-        Self { memory: Some(Memory::zeroed(len)), len, pool: None }
+        Self { memory: Some(Memory::zeroed(len, len)), len, pool: None }
     }
 
     /// What belongs to the block's memory and stays with it when another block takes it over: a device's registration, which is
@@ -81,13 +81,12 @@ impl Drop for Block {
     fn drop(&mut self) {
         if let (Some(pool), Some(memory)) = (&self.pool, self.memory.take()) {
             let mut free = pool.free.lock().unwrap_or_else(PoisonError::into_inner);
-            if free.len() < pool.keep {
-                free.push(memory);
-                return;
-            }
+            free.push(memory);
+            // The oldest goes: it was wanted for none of those that came since.
+            let surplus = (free.len() > pool.keep).then(|| free.remove(0));
             drop(free);
             // Without the lock: what is attached may take its time to go.
-            drop(memory);
+            drop(surplus);
         }
     }
 }
@@ -105,8 +104,7 @@ struct PoolInner {
 }
 
 impl BlockPool {
-    /// A pool whose blocks hold at least `block_bytes`, and which keeps at most `keep` returned ones; the rest goes
-    /// back to the allocator.
+    /// A pool for blocks of about `block_bytes`, which keeps at most `keep` returned ones; the rest goes back to the system.
     #[must_use]
     pub fn new(keep: usize, block_bytes: usize) -> Self {
         Self { inner: Arc::new(PoolInner { free: Mutex::default(), keep, block_bytes }) }
@@ -115,10 +113,19 @@ impl BlockPool {
     /// A block of `len` bytes, whose content is what its last user left (or zeros).
     #[must_use]
     pub fn take(&self, len: usize) -> Block {
-        let returned = self.inner.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        // A fresh zeroed allocation, instead of growing: the old content need not be copied.
-        let fresh = || Memory::zeroed(len.max(self.inner.block_bytes).next_multiple_of(BLOCK_ALIGN_BYTES));
-        let memory = returned.filter(|memory| memory.len() >= len).unwrap_or_else(fresh);
+        let most = len.saturating_mul(2).max(BLOCK_ALIGN_BYTES);
+        let mut free = self.inner.free.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that was made for much more would be memory that its user's budget does not know of.
+        let fitting = free.iter().rposition(|memory| (len..=most).contains(&memory.len()));
+        let returned = fitting.map(|at| free.remove(at));
+        drop(free);
+        let fresh = || {
+            // The usual size, so that it fits others too, unless it is far from that.
+            let usual = self.inner.block_bytes;
+            let whole = if usual <= most { len.max(usual) } else { len };
+            Memory::zeroed(whole.next_multiple_of(BLOCK_ALIGN_BYTES), len)
+        };
+        let memory = returned.unwrap_or_else(fresh);
         Block { memory: Some(memory), len, pool: Some(Arc::clone(&self.inner)) }
     }
 }
@@ -140,12 +147,25 @@ mod tests {
         assert_eq!((one.len(), two.len()), (5000, 10));
         one[4999] = 7;
         let address = one.as_ptr();
-        drop(one);
         drop(two);
+        drop(one);
         let again = pool.take(8192);
-        assert_eq!(again.as_ptr(), address, "the first to return is used again");
+        assert_eq!(again.as_ptr(), address, "the last to return is used again");
         assert_eq!(again[4999], 7);
         assert_ne!(pool.take(1).as_ptr(), address);
+    }
+
+    #[test]
+    fn a_block_is_no_larger_than_twice_what_is_asked_for() {
+        let pool = BlockPool::new(4, 100 << 10);
+        let (usual, small, large) = (pool.take(60 << 10), pool.take(1000), pool.take(900 << 10));
+        let size = |block: &Block| block.memory.as_ref().unwrap().len();
+        assert_eq!([&usual, &small, &large].map(size), [100 << 10, 4096, 900 << 10]);
+        let address = usual.as_ptr();
+        drop((large, small, usual));
+        assert_eq!(size(&pool.take(10)), 4096);
+        let other = pool.take(100 << 10);
+        assert_eq!(other.as_ptr(), address, "the usual size fits the usual chunks");
     }
 
     #[test]
@@ -158,7 +178,7 @@ mod tests {
         assert_eq!(attach(&two, "second"), "second");
         drop(one);
         drop(two);
-        assert_eq!(attach(&pool.take(10), "third"), "first");
+        assert_eq!(attach(&pool.take(10), "third"), "second");
     }
 
     #[test]

@@ -15,6 +15,8 @@ use super::span::{Span, Stable};
 
 /// From this size on memory is mapped: a smaller one's pages are few, and an allocator has them at hand.
 const MAPPED_BYTES_MIN: usize = 1 << 20;
+/// Bytes whose pages are asked for at once at the most: a millisecond or two, for which other tasks of the thread wait.
+const POPULATED_BYTES_MAX: usize = 8 << 20;
 
 /// Zeroed bytes, freed with their last holder. No right to touch them comes with it.
 pub(super) struct Allocation {
@@ -30,9 +32,10 @@ unsafe impl Send for Allocation {}
 unsafe impl Sync for Allocation {}
 
 impl Allocation {
-    /// That many.
-    fn zeroed(len: usize) -> Arc<Self> {
-        let mapping = (len >= MAPPED_BYTES_MIN).then(|| Mapping::zeroed(len)).flatten();
+    /// That many, of which the first `used` will be written.
+    fn zeroed(len: usize, used: usize) -> Arc<Self> {
+        let populated = used.min(len).min(POPULATED_BYTES_MAX);
+        let mapping = (len >= MAPPED_BYTES_MIN).then(|| Mapping::zeroed(len, populated)).flatten();
         let base = match &mapping {
             Some(mapping) => mapping.start(),
             None => NonNull::from(Box::leak(vec![0_u8; len].into_boxed_slice())).cast(),
@@ -87,8 +90,9 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    pub(super) fn zeroed(len: usize) -> Self {
-        Self { allocation: Allocation::zeroed(len), attached: OnceLock::new() }
+    /// That many, of which the first `used` will be written at once.
+    pub(super) fn zeroed(len: usize, used: usize) -> Self {
+        Self { allocation: Allocation::zeroed(len, used), attached: OnceLock::new() }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -127,7 +131,7 @@ mod tests {
 
     #[test]
     fn what_is_attached_is_made_once_and_keeps_the_memory() {
-        let mut memory = Memory::zeroed(5000);
+        let mut memory = Memory::zeroed(5000, 5000);
         memory.bytes_mut(5000)[4999] = 7;
         let place = memory.attached(Ok::<_, ()>).unwrap();
         assert_eq!(place.span().len, 5000);
@@ -145,7 +149,7 @@ mod tests {
     #[test]
     fn large_and_small_ones_are_zeroed_and_hold_what_is_written() {
         for len in [0, 1, 4096, MAPPED_BYTES_MIN, (4 << 20) + 5] {
-            let mut memory = Memory::zeroed(len);
+            let mut memory = Memory::zeroed(len, len / 2);
             assert_eq!(memory.allocation.mapping.is_some(), len >= MAPPED_BYTES_MIN);
             assert!(memory.bytes(len).len() == len && memory.bytes(len).iter().all(|&byte| byte == 0));
             memory.bytes_mut(len).fill(7);
@@ -155,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_failure_attaches_nothing() {
-        let memory = Memory::zeroed(1);
+        let memory = Memory::zeroed(1, 1);
         assert_eq!(memory.attached(|_| Err::<u8, _>("no")), Err("no"));
         assert_eq!(memory.attached(|_| Ok::<_, ()>(5_u8)), Ok(5));
         assert_eq!(memory.attached(|_| Ok::<_, ()>("another type")), Ok("another type"));

@@ -1,4 +1,4 @@
-//! Private memory of this process whose pages are all there from the beginning.
+//! Private memory of this process whose pages are there from the beginning.
 //!
 //! A chunk's block is written from end to end as soon as it is taken, so each of its pages would be a fault of its own. Asked
 //! for together they are one call of the kernel's (madvise(2), `MADV_POPULATE_WRITE`, Linux 5.14): a loader whose cache fills
@@ -18,15 +18,19 @@ pub(super) struct Mapping {
 }
 
 impl Mapping {
-    /// `len` bytes; none when the kernel has no such room.
-    pub(super) fn zeroed(len: usize) -> Option<Self> {
+    /// `len` bytes, the pages of the first `populated` of which are there; none when the kernel has no such room.
+    pub(super) fn zeroed(len: usize, populated: usize) -> Option<Self> {
         let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
         let mapped = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, access, flags) }.ok()?;
         let mapping = Self { start: NonNull::new(mapped.cast::<u8>())?, len };
         // An older kernel refuses; then each page comes when it is touched.
-        // SAFETY: the whole mapping, whose content stays what it is.
-        unsafe { rustix::mm::madvise(mapped, len, Advice::LinuxPopulateWrite) }.ok();
+        // SAFETY: a part of the mapping, whose content stays what it is.
+        unsafe { rustix::mm::madvise(mapped, populated.min(len), Advice::LinuxPopulateWrite) }.ok();
+        // A device may read it: a child between fork and exec must not turn its pages into copies (before Linux 5.12 the parent's
+        // would be the copies, which the device does not know of).
+        // SAFETY: the whole mapping; no child of this process touches it.
+        unsafe { rustix::mm::madvise(mapped, len, Advice::LinuxDontFork) }.ok();
         Some(mapping)
     }
 
@@ -50,8 +54,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_none() {
-        assert!(Mapping::zeroed(0).is_none());
-        assert!(Mapping::zeroed(1 << 60).is_none(), "more than an address space");
-        assert_eq!(Mapping::zeroed((4 << 20) + 5).unwrap().start().align_offset(4096), 0);
+        assert!(Mapping::zeroed(0, 0).is_none());
+        assert!(Mapping::zeroed(1 << 60, 0).is_none(), "more than an address space");
+        assert_eq!(Mapping::zeroed((4 << 20) + 5, 1).unwrap().start().align_offset(4096), 0);
     }
 }
