@@ -79,6 +79,11 @@ struct Positions {
 }
 
 impl Roster {
+    /// Which list of peers it is.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Links to the same process at the same place go on.
     fn new(number: u64, me: PeerId, peers: Vec<Peer>, before: Option<&Self>) -> Self {
         let peers: BTreeMap<_, _> = peers.into_iter().map(|peer| (peer.id, peer)).collect();

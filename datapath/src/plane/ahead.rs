@@ -5,6 +5,9 @@
 //! nothing needs. Without this every chunk's first batch would wait for the store.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::{Plane, PlaneError};
 use crate::dataset::ChunkId;
@@ -16,6 +19,8 @@ use crate::select::owner;
 /// Steps in front of the slowest consumer that are looked at, at the most: as many as a consumer plans for itself. What is
 /// read is bounded by the cache.
 const AHEAD_STEPS_MAX: u64 = 64;
+/// How long a read that found no room waits for some, when nothing else happens.
+const ROOM_RETRY: Duration = Duration::from_millis(20);
 /// The whole of every batch.
 const ALL: Consumer = Consumer { index: 0, of: std::num::NonZeroU32::MIN };
 
@@ -45,6 +50,8 @@ struct Ahead {
     next: u64,
     /// Chunks of the steps before it that have found no room yet, with the last step that needs each.
     reads: VecDeque<(ChunkId, u64)>,
+    /// The peers by which owners were told.
+    roster: u64,
     /// Chunks that were looked at, and until when they are needed: each is read once.
     seen: BTreeMap<ChunkId, u64>,
     epoch: Option<(u64, EpochOrder)>,
@@ -53,7 +60,8 @@ struct Ahead {
 impl Ahead {
     fn new(source: Source, order: Order, start: u64, end: u64) -> Self {
         let (reads, seen) = (VecDeque::new(), BTreeMap::new());
-        Self { source, order, start, end, next: start, reads, seen, epoch: None }
+        let roster = source.member.roster().number();
+        Self { source, order, start, end, next: start, reads, roster, seen, epoch: None }
     }
 
     async fn run(mut self) {
@@ -63,8 +71,14 @@ impl Ahead {
                 return;
             }
             self.forget_before(floor);
+            self.look_again(floor);
             self.pump(floor);
-            self.source.member.moved().await;
+            if self.reads.is_empty() {
+                self.source.member.moved().await;
+            } else {
+                // Room comes back with what is asked for, of which nobody tells.
+                drop(timeout(ROOM_RETRY, self.source.member.moved()).await);
+            }
         }
     }
 
@@ -73,6 +87,16 @@ impl Ahead {
         self.next = self.next.max(floor);
         self.reads.retain(|(_, until)| *until >= floor);
         self.seen.retain(|_, until| *until >= floor);
+    }
+
+    /// Among other peers other chunks are this server's.
+    fn look_again(&mut self, floor: u64) {
+        let roster = self.source.member.roster().number();
+        if std::mem::replace(&mut self.roster, roster) != roster {
+            self.next = floor;
+            self.reads.clear();
+            self.seen.clear();
+        }
     }
 
     /// Begins as many reads as there is room for.
