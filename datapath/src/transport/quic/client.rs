@@ -103,6 +103,10 @@ impl Link {
     async fn by_verbs(&self, asking: &Asking<'_>, parts: &mut [Part<'_>]) -> Vec<Option<Outcome>> {
         let all = |outcome| vec![outcome; parts.len()];
         let Some(adapter) = asking.adapter else { return all(None) };
+        // What was bad once comes the other way: then it is known whether this one did it.
+        if asking.refresh {
+            return all(None);
+        }
         match self.verbs.admit(asking.now()) {
             Admission::Other => all(None),
             Admission::Broken(reason) => all(Some(Err(Failure::Lane { reason }))),

@@ -211,6 +211,8 @@ impl WorkStatus {
             (2 | 5 | 12 | 13 | 20, Way::GidMissing) => Reason::GidMissing,
             (2 | 5 | 12 | 13 | 20, Way::GidChanged) => Reason::GidChanged,
             (5, Way::Open) => Reason::Flushed,
+            // Soft-RoCE says so of what it has no route for, and then another lane may have one.
+            (2, Way::Open) => Reason::DeviceFatal,
             // The receiver never got ready: as good as silent. Or the peer's device could not finish, or gave up.
             (11 | 12 | 13 | 16 | 20, _) => Reason::PeerDead,
             (9 | 10, _) => Reason::RemoteAccess,
@@ -345,7 +347,7 @@ mod tests {
         assert_eq!(WorkStatus::RETRY_EXCEEDED.reason(Way::PortDown), Reason::PortDown);
         assert_eq!(WorkStatus::FLUSHED.reason(Way::GidMissing), Reason::GidMissing);
         assert_eq!(WorkStatus(2).reason(Way::GidChanged), Reason::GidChanged);
-        assert_eq!(WorkStatus(2).reason(Way::Open), Reason::Misuse);
+        assert_eq!(WorkStatus(2).reason(Way::Open), Reason::DeviceFatal);
         assert_eq!(WorkStatus::REMOTE_ACCESS.reason(Way::Open), Reason::RemoteAccess);
     }
 

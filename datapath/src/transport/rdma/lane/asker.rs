@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -43,7 +44,16 @@ const _: () =
 #[derive(Debug, Default)]
 pub(crate) struct Lane {
     comeback: Mutex<Comeback>,
-    pair: tokio::sync::Mutex<Option<Arc<Pair>>>,
+    place: tokio::sync::Mutex<Place>,
+    /// Attempts to bring a queue pair up that failed.
+    failures: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Place {
+    pair: Option<Arc<Pair>>,
+    /// Why the last attempt failed.
+    failed: Option<Stop>,
 }
 
 /// A queue pair to a peer, and the stream that keeps the other half.
@@ -59,7 +69,7 @@ struct Pair {
 }
 
 /// Why a transfer stops.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 enum Stop {
     /// The lane has failed.
     Lane(Reason),
@@ -156,7 +166,9 @@ impl Lane {
             }
             Err(Stop::Connection(failure)) => Some(failure.clone()),
         };
-        if let (Ok(pair), Err(_)) = (&pair, &result) {
+        // A chunk that its store does not deliver is no failure of the lane.
+        let is_lost = matches!(result, Err(Stop::Lane(_))) || connection.close_reason().is_some();
+        if let (Ok(pair), true) = (&pair, is_lost) {
             // What others have under way by it would only fail later; it comes back at once. Said before: they are only flushed.
             drop(pair.pair.fail());
         }
@@ -166,21 +178,36 @@ impl Lane {
         outcomes
     }
 
-    /// The queue pair, made now if need be. Only one makes it; the others wait for that.
+    /// The queue pair, made now if need be. Only one makes it; the others wait for that, and for no attempt more.
     async fn pair(&self, adapter: &Adapter, connection: &Connection) -> Result<Arc<Pair>, Stop> {
-        let mut place = self.pair.lock().await;
-        if let Some(pair) = &*place
+        let failures = self.failures.load(Ordering::Acquire);
+        let mut place = self.place.lock().await;
+        if let Some(pair) = &place.pair
             && pair.connection == connection.stable_id()
             && pair.troubles == adapter.trouble.borrow().count
             && pair.pair.cause().is_none()
         {
             return Ok(Arc::clone(pair));
         }
-        *place = None;
-        let pair = timeout(BRING_UP_MAX, bring_up(adapter, connection)).await;
-        let pair = Arc::new(pair.map_err(|_| Stop::Lane(Reason::PeerDead))??);
-        *place = Some(Arc::clone(&pair));
-        Ok(pair)
+        if self.failures.load(Ordering::Acquire) != failures
+            && let Some(stop) = &place.failed
+        {
+            return Err(stop.clone());
+        }
+        place.pair = None;
+        let made = timeout(BRING_UP_MAX, bring_up(adapter, connection)).await;
+        match made.unwrap_or(Err(Stop::Lane(Reason::PeerDead))) {
+            Ok(pair) => {
+                let pair = Arc::new(pair);
+                place.pair = Some(Arc::clone(&pair));
+                Ok(pair)
+            }
+            Err(stop) => {
+                place.failed = Some(stop.clone());
+                self.failures.fetch_add(1, Ordering::Release);
+                Err(stop)
+            }
+        }
     }
 }
 
@@ -220,7 +247,11 @@ async fn ask(connection: &Connection, frame: &Frame) -> Result<(Frame, (SendStre
         Ok(Ok(frame)) => Ok((frame, (send, receive))),
         Err(_) => Err(Stop::Connection(Failure::Gone)),
         Ok(Err(error)) if connection.close_reason().is_some() => Err(Stop::Connection(cut_off(&error))),
-        // A release without this lane ends a stream that it does not understand; a newer one may say what is not understood here.
+        // The owner has let go of the membership, and its connection is about to say so.
+        Ok(Err(FrameError::Read(quinn::ReadExactError::FinishedEarly(_)))) => {
+            Err(Stop::Lane(Reason::Flushed))
+        }
+        // A release without this lane resets a stream that it does not understand; a newer one may say what is not understood here.
         Ok(Err(FrameError::Read(_) | FrameError::Wire(_))) => Err(Stop::Lane(Reason::NotBuilt)),
     }
 }
