@@ -11,12 +11,14 @@ vm_cache=$cache/vm-$({ cat "$vm_folder/kernel.sh" "$vm_folder/init" && echo "${v
 
 vm_kernel() {
   [ ! -f "$vm_cache/initrd.gz" ] || return 0
-  local work package version
+  local work version
   mkdir -p "$vm_cache"
   work=$(mktemp -d)
-  package=$(apt-cache depends linux-image-amd64 | sed -nE 's/.*Depends: (linux-image-[0-9][^ ]*)$/\1/p' | head -n 1)
-  [ -n "$package" ] || die "apt knows no kernel: run apt-get update"
-  (cd "$work" && apt-get -qq -o APT::Sandbox::User=root download "$package") || die "cannot fetch $package"
+  # Lists may be missing, or older than what is there to be fetched.
+  if ! vm_fetch_kernel "$work"; then
+    (flock 7 && apt-get -qq update >&2) 7>/run/lock/slipway-kube-rig.packages
+    vm_fetch_kernel "$work" || { rm -rf "$work"; die "cannot fetch the kernel that linux-image-amd64 depends on"; }
+  fi
   mkdir -p "$work/kernel/lib"
   ln -s . "$work/kernel/usr"
   dpkg-deb --fsys-tarfile "$work"/*.deb | tar -x --keep-directory-symlink -C "$work/kernel" --exclude='*/drivers/gpu/*' --exclude='*/sound/*'
@@ -24,9 +26,16 @@ vm_kernel() {
   # Newer kernels pack their modules, which depmod reads and busybox's insmod does not.
   find "$work/kernel/lib/modules" -name '*.ko.xz' -exec xz -d {} +
   depmod -b "$work/kernel" "$version"
-  cp "$work/kernel/boot/vmlinuz-$version" "$vm_cache/vmlinuz"
+  cp "$work/kernel/boot/vmlinuz-$version" "$vm_cache/.vmlinuz"
+  mv "$vm_cache/.vmlinuz" "$vm_cache/vmlinuz"
   vm_first_root "$work" "$version"
   rm -rf "$work"
+}
+
+vm_fetch_kernel() {
+  local package
+  package=$(apt-cache depends linux-image-amd64 2>/dev/null | sed -nE 's/.*Depends: (linux-image-[0-9][^ ]*)$/\1/p' | head -n 1)
+  [ -n "$package" ] && (cd "$1" && apt-get -qq -o APT::Sandbox::User=root download "$package" >&2)
 }
 
 vm_first_root() {
