@@ -10,7 +10,7 @@ use crate::job::spec::{DataMemory, Framework};
 pub fn lacks(job: &Job) -> Vec<(&'static str, &'static str)> {
     let mut lacks = Vec::new();
     if let Some(data) = &job.data {
-        if data.transport == TransportPolicy::RequireRdma {
+        if data.transport == TransportPolicy::RequireRdma && !cfg!(feature = "rdma") {
             lacks.push(("spec.data.transport: require-rdma", "prefer-rdma or quic"));
         }
         match data.memory {
