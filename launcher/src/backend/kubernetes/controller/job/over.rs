@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::live::FORCE_AFTER;
+use super::places::Deletion;
 use super::{Actor, Done, Stage, render};
 use crate::backend::clock::{clock, unix_ms};
 use crate::backend::kubernetes::controller::api::CallError;
@@ -58,6 +60,11 @@ impl Actor {
         if !servers.is_empty() && since.elapsed() >= FAREWELL {
             self.end_servers();
         }
+        for pod in &servers {
+            if is_given_up(pod, self.is_answering(pod), since.elapsed()) {
+                self.delete_pod(pod, Deletion::WriteOff);
+            }
+        }
     }
 
     /// Data servers are not gated: whatever ended their pods would only have them replaced.
@@ -104,5 +111,29 @@ impl Actor {
         if let Stage::Over(over) = &mut self.stage {
             over.deletes_again = Some(again);
         }
+    }
+}
+
+/// Whether nobody will say that a data server has ended that was to `waited` ago: the end of what makes it only marks its pod,
+/// and no kubelet confirms that where the node is dead. A pod that has no node goes by itself.
+fn is_given_up(pod: &PodView, is_answering: bool, waited: Duration) -> bool {
+    pod.host.is_some() && !is_answering && waited >= FAREWELL + FORCE_AFTER
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_server_on_a_dead_node_is_not_waited_for_without_end() {
+        let pod = super::super::tests::pod(
+            &serde_json::json!({"containers": [], "nodeName": "node-1"}),
+            &serde_json::json!({}),
+        );
+        let at = FAREWELL + FORCE_AFTER;
+        assert!(is_given_up(&pod, false, at));
+        assert!(!is_given_up(&pod, false, FORCE_AFTER), "it is given its farewell");
+        assert!(!is_given_up(&pod, true, at), "its kubelet says when it has ended");
+        assert!(!is_given_up(&PodView { host: None, ..pod }, false, at));
     }
 }
