@@ -414,6 +414,7 @@ impl Group {
 
     fn tick(&mut self, now: Now) {
         self.expire_leases(now);
+        self.replace_refused_servers(now);
         self.launch_servers(now);
         match &self.state {
             State::Pending | State::Over(_) => {}

@@ -13,7 +13,7 @@
 use std::time::Duration;
 
 use datapath::plane::Role;
-use worker::rendezvous::message::{DataFacts, ToWorker};
+use worker::rendezvous::message::{DataFacts, PreflightFault, ToWorker};
 use worker::units::{Incarnation, WorkerId};
 
 use super::budget::{Budget, RestartPolicy};
@@ -161,6 +161,30 @@ impl Group {
         }
     }
 
+    /// Those that are there and cannot take part are launched anew, as often as their budget allows: what they found when they
+    /// started they say for as long as they run.
+    pub(super) fn replace_refused_servers(&mut self, now: Now) {
+        let Some(world) = self.active_world() else { return };
+        let is_due = |(worker, server): &(&WorkerId, &Server)| {
+            !world.servers.contains_key(worker)
+                && now.elapsed >= server.not_before
+                && server.launches.has_room(now.elapsed)
+        };
+        let due: Vec<WorkerId> = self.servers.iter().filter(is_due).map(|(worker, _)| *worker).collect();
+        for worker in due {
+            if let Some(why) = self.is_out(worker) {
+                self.lose(worker, Presence::Lost, &why, now);
+            }
+        }
+    }
+
+    /// Why a data server that has checked itself takes part in nothing.
+    fn is_out(&self, worker: WorkerId) -> Option<String> {
+        let member = self.members.get(&worker).filter(|member| member.is_eligible())?;
+        member.present()?.ready.as_ref()?;
+        self.refusal(worker).err()
+    }
+
     /// Whether a generation whose workers are all ready still waits for data servers.
     pub(super) fn awaits_servers(&self, since: Duration, now: Now) -> bool {
         now.elapsed < since.saturating_add(self.config.timing.servers) && !self.awaited_servers().is_empty()
@@ -276,6 +300,13 @@ impl Group {
         }
         if left.is_some_and(|serving| serving.is_announced) {
             self.announce(now);
+        }
+        // A process that has left a generation never comes back to it.
+        if self.active_world().is_some()
+            && let Some(present) = self.members.get_mut(&worker).and_then(Member::present_mut)
+        {
+            let (code, message, hint) = ("left".to_owned(), why.to_owned(), String::new());
+            present.ready = Some(vec![PreflightFault { code, message, hint }]);
         }
         self.launch_servers(now);
         self.close_preflight(now);
@@ -430,11 +461,7 @@ impl Group {
         let serves = self.world().and_then(|world| world.servers.get(&worker));
         let state = match (member.map(|member| &member.presence), serves) {
             (Some(Presence::Present(_)), Some(serving)) if serving.is_announced => ServerState::Serving,
-            (Some(Presence::Present(present)), None)
-                if present.ready.as_ref().is_some_and(|faults| !faults.is_empty()) =>
-            {
-                ServerState::Lost
-            }
+            (Some(Presence::Present(_)), None) if self.is_out(worker).is_some() => ServerState::Lost,
             (Some(Presence::Present(_) | Presence::Launching { .. }), _) => ServerState::Starting,
             _ => ServerState::Lost,
         };

@@ -159,17 +159,17 @@ fn a_job_waits_for_data_servers_but_not_for_long_and_not_twice() {
     assert_eq!(rig.news.len(), 1);
 }
 
+fn faults() -> Vec<PreflightFault> {
+    let (code, message, hint) = ("source_unreadable".to_owned(), "cannot read".to_owned(), String::new());
+    vec![PreflightFault { code, message, hint }]
+}
+
 #[test]
 fn one_that_cannot_read_the_data_is_left_out_with_its_reason() {
     let mut rig = Rig::new(served(), Memory::default());
     rig.register_all();
     let generation = Generation(1);
-    let faults = vec![PreflightFault {
-        code: "source_unreadable".to_owned(),
-        message: "cannot read".to_owned(),
-        hint: String::new(),
-    }];
-    rig.says(3, ToLauncher::Ready { generation, faults });
+    rig.says(3, ToLauncher::Ready { generation, faults: faults() });
     for worker in [0, 1, 2] {
         rig.says(worker, ToLauncher::Ready { generation, faults: Vec::new() });
     }
@@ -177,6 +177,64 @@ fn one_that_cannot_read_the_data_is_left_out_with_its_reason() {
     assert_eq!(rig.servers_of(1), (0, vec![2]));
     assert_eq!(rig.state_of(3), (ServerState::Lost, "cannot read".to_owned()));
     assert_eq!(rig.news[0].1, "data server 1 (worker 3) is missing: cannot read");
+}
+
+/// What it found when it started is what it says until it ends.
+#[test]
+fn one_that_fails_its_check_is_launched_again_and_takes_part_when_it_passes() {
+    let mut rig = Rig::running(served());
+    let generation = Generation(1);
+    rig.gone(3);
+    rig.pass(Duration::from_secs(1));
+    rig.register(3);
+    rig.says(3, ToLauncher::Ready { generation, faults: faults() });
+    assert_eq!(rig.state_of(3), (ServerState::Lost, "cannot read".to_owned()));
+    rig.pass(Duration::from_secs(5));
+    assert_eq!((rig.swept.last(), rig.launched.last()), (Some(&vec![3]), Some(&3)));
+    rig.register(3);
+    rig.start_server(3);
+    assert_eq!(rig.state_of(3), (ServerState::Serving, String::new()));
+    assert_eq!(rig.servers_of(0).1, [2, 3]);
+    assert_eq!(rig.group.generation(), generation);
+}
+
+#[test]
+fn one_that_fails_its_check_again_and_again_is_named_once_and_left_alone_for_a_while() {
+    let mut rig = Rig::running(served());
+    rig.gone(3);
+    for _ in 0..200 {
+        rig.pass(Duration::from_secs(1));
+        if rig.state_of(3).0 == ServerState::Starting {
+            rig.register(3);
+            rig.says(3, ToLauncher::Ready { generation: Generation(1), faults: faults() });
+        }
+    }
+    assert_eq!(rig.launched.iter().filter(|worker| **worker == 3).count(), 5, "in ten minutes");
+    assert_eq!(rig.state_of(3), (ServerState::Lost, "cannot read".to_owned()));
+    let news: Vec<ServerNews> = rig.news.iter().map(|(news, _)| *news).collect();
+    assert_eq!(news, [ServerNews::Lost, ServerNews::Missing]);
+}
+
+/// Its worker never goes back to a generation that it has left.
+#[test]
+fn one_that_cannot_go_on_is_another_process_when_it_comes_back() {
+    let mut rig = Rig::running(served());
+    rig.pass(Duration::from_secs(60));
+    let evidence = Evidence {
+        rank: None,
+        cause: CauseKind::Data,
+        seen_unix_ns: 1,
+        message: "no room".to_owned(),
+        hint: String::new(),
+        log_tail: Vec::new(),
+    };
+    rig.says(3, ToLauncher::Trouble { generation: Generation(1), evidence });
+    assert_eq!(rig.state_of(3), (ServerState::Lost, "no room".to_owned()));
+    rig.pass(Duration::from_secs(2));
+    assert_eq!((rig.swept.last(), rig.launched.last()), (Some(&vec![3]), Some(&3)));
+    rig.register(3);
+    rig.start_server(3);
+    assert_eq!(rig.servers_of(0).1, [2, 3]);
 }
 
 #[test]
