@@ -45,6 +45,13 @@ pub(super) struct Serving {
     pub(super) is_announced: bool,
 }
 
+/// The list of peers that everybody was sent last.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SentRoster {
+    roster: u64,
+    at: Option<Duration>,
+}
+
 /// What happened to a data server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServerNews {
@@ -373,14 +380,26 @@ impl Group {
         }
     }
 
-    /// Gives the list of peers a new number and sends it to everybody who has a part in the generation.
+    /// Gives the list of peers a new number, and sends it at once where the last one is a while ago: when many data servers come
+    /// or go together, nobody is sent a list for each of them.
     fn announce(&mut self, now: Now) {
         let Some(world) = self.active_world_mut() else { return };
         world.roster += 1;
+        self.send_roster(now);
+    }
+
+    /// Sends the list of peers to everybody who has a part in the generation, if it is another one and it is time.
+    pub(super) fn send_roster(&mut self, now: Now) {
+        let gap = self.config.timing.heartbeat;
+        let Some(world) = self.active_world_mut() else { return };
         // An earlier launcher's data servers are still registering: until they have, the list that is out is the better one.
-        if !world.knows_servers {
+        if !world.knows_servers || world.sent.roster >= world.roster {
             return;
         }
+        if world.sent.at.is_some_and(|at| now.elapsed < at.saturating_add(gap)) {
+            return;
+        }
+        world.sent = SentRoster { roster: world.roster, at: Some(now.elapsed) };
         let (generation, roster) = (world.generation, world.roster);
         let seats = world.seats.iter().map(|seat| seat.worker);
         let everybody: Vec<WorkerId> = seats.chain(world.servers.keys().copied()).collect();
@@ -437,8 +456,9 @@ impl Group {
                 .into_iter()
                 .collect();
         }
-        let has_part =
-            world.started.contains(&worker) || world.servers.contains_key(&worker) || world.is_adopted;
+        let has_part = world.started.contains(&worker)
+            || world.servers.contains_key(&worker)
+            || world.is_adopted && world.seat(worker).is_some();
         if has_part && world.knows_servers && present.roster < world.roster {
             let (generation, roster) = (world.generation, world.roster);
             return vec![ToWorker::Peers { generation, roster, peers: world.peers(self) }];

@@ -94,6 +94,7 @@ fn one_that_is_lost_ends_nothing_is_named_once_and_comes_back_into_the_same_gene
 
     rig.gone(2);
     rig.gone(3);
+    rig.pass(rig.group.config.timing.heartbeat);
     assert_eq!(rig.servers_of(0), (4, vec![]));
     assert!(rig.news.last().unwrap().1.ends_with("read its chunks themselves"), "{:?}", rig.news);
     assert_eq!(rig.group.phase(), Phase::Running);
@@ -116,6 +117,31 @@ fn one_that_dies_again_and_again_is_launched_ever_more_seldom() {
     let later = rig.launched.iter().filter(|worker| **worker == 3).count();
     assert!((6..=10).contains(&later), "{later} in twenty");
     assert_eq!((rig.group.phase(), rig.group.view().restarts), (Phase::Running, 0));
+}
+
+#[test]
+fn many_that_go_and_come_together_are_few_lists_of_peers() {
+    let mut rig = Rig::running(GroupConfig { servers: 100, ..config(2, 0) });
+    let heartbeat = rig.group.config.timing.heartbeat;
+    let lists = |rig: &Rig, worker: u32| {
+        let peers = |message: &ToWorker| matches!(message, ToWorker::Peers { .. });
+        rig.told.iter().filter(|(told, message)| *told == worker && peers(message)).count()
+    };
+    for server in 2..102 {
+        rig.gone(server);
+    }
+    assert_eq!((lists(&rig, 0), rig.servers_of(0)), (1, (1, (3..102).collect())), "the first one at once");
+    rig.pass(heartbeat);
+    assert_eq!((lists(&rig, 0), rig.servers_of(0)), (2, (100, vec![])));
+    rig.pass(Duration::from_secs(1));
+    rig.told.clear();
+    for server in 2..102 {
+        rig.register(server);
+        rig.start_server(server);
+    }
+    assert_eq!(lists(&rig, 1), 1);
+    rig.pass(heartbeat);
+    assert_eq!((lists(&rig, 1), rig.servers_of(1)), (2, (200, (2..102).collect())));
 }
 
 #[test]
