@@ -284,6 +284,8 @@ fn a_restart_takes_the_data_servers_along() {
     rig.fail(1, CauseKind::Exception, "x");
     rig.pass(Duration::from_secs(1));
     assert!(rig.was_told(2, |message| matches!(message, ToWorker::Fence { .. })));
+    rig.says(2, ToLauncher::Fenced { generation: Generation(1) });
+    assert_eq!(rig.state_of(2), (ServerState::Serving, String::new()), "it was told to");
     // One does not answer: nobody waits for it.
     for worker in [0, 1] {
         rig.says(worker, ToLauncher::Fenced { generation: Generation(1) });
