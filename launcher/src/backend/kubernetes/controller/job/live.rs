@@ -197,9 +197,15 @@ impl Actor {
 
     /// Data servers are made when the gang has its places, and again when somebody deleted what makes them.
     fn tend_servers(&mut self) {
-        let wanted = self.job.as_ref().map_or(0, Job::servers);
+        let Some(job) = &self.job else { return };
+        let wanted = job.servers();
+        let first = job.processes().saturating_sub(wanted);
         let Stage::Live(live) = &mut self.stage else { return };
-        let there = self.roster.pods().filter(|pod| pod.is_server && pod.is_current()).count();
+        let there = self
+            .roster
+            .pods()
+            .filter(|pod| pod.is_server && pod.worker.0 >= first && pod.is_current())
+            .count();
         let is_complete = u32::try_from(there).is_ok_and(|there| there >= wanted);
         if is_complete || live.group.phase().is_over() {
             return;

@@ -37,6 +37,9 @@ impl Actor {
     /// Ends pods, and gives the places back when the last has ended.
     pub(super) fn tend_over(&mut self) {
         let is_quiet = self.is_quiet();
+        if matches!(self.stage, Stage::Held) {
+            return self.tend_held();
+        }
         let Stage::Over(over) = &mut self.stage else { return };
         let since = over.since;
         if is_quiet {
@@ -48,6 +51,14 @@ impl Actor {
         // A call that was under way at the end may have started one.
         over.is_released = false;
         self.end_pods(since);
+    }
+
+    /// Data servers outlive the child when somebody else deletes that.
+    fn tend_held(&mut self) {
+        if self.roster.pods().any(|pod| pod.is_server && pod.is_alive()) {
+            let since = *self.in_the_way.get_or_insert_with(clock);
+            self.end_pods(since);
+        }
     }
 
     /// Sees to it that whatever may run ends, as it was to since `since`.
