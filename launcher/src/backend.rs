@@ -174,6 +174,19 @@ pub enum ServerPhase {
     Serving,
     /// It is not there.
     Lost,
+    /// It owned chunks until the job ended.
+    Served,
+}
+
+impl ServerPhase {
+    /// The same when the job is over: none is there then.
+    #[must_use]
+    pub fn at_the_end(self) -> Self {
+        match self {
+            Self::Serving | Self::Served => Self::Served,
+            Self::Starting | Self::Lost => Self::Lost,
+        }
+    }
 }
 
 /// Why a job failed or restarted: the first cause, never one that we made ourselves.

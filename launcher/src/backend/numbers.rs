@@ -55,16 +55,18 @@ pub fn shown(cause: &group::Cause) -> Cause {
 /// The data servers as they are shown.
 #[must_use]
 pub fn servers(group: &Group) -> Vec<ServerStatus> {
+    let is_over = group.phase().is_over();
+    let at_the_end = |phase: ServerPhase| if is_over { phase.at_the_end() } else { phase };
     let shown = |server: ServerView| ServerStatus {
         server: server.number,
         worker: server.worker,
         host: server.host,
         pid: server.pid,
-        phase: match server.state {
+        phase: at_the_end(match server.state {
             ServerState::Serving => ServerPhase::Serving,
             ServerState::Starting => ServerPhase::Starting,
             ServerState::Lost => ServerPhase::Lost,
-        },
+        }),
         message: server.why,
     };
     group.servers().into_iter().map(shown).collect()

@@ -25,6 +25,8 @@ pub const RANKS_MAX: u64 = 1 << 20;
 const HANG_MS_MIN: u128 = 1000;
 /// The smallest huge page; amounts are multiples of it.
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
+/// A data server with less holds no window of chunks beside its own needs.
+const SERVER_MEMORY_MIN: u64 = 256 << 20;
 
 /// Variables that Slipway sets for every rank (facts of torchrun's contract), besides `SLIPWAY_*` and `TORCHELASTIC_*`.
 pub(crate) const OWN_VARIABLES: [&str; 10] = [
@@ -300,8 +302,11 @@ impl<'a> Rules<'a> {
             }
         }
         let path = "spec.data.servers.memory";
-        if let Some((node, Bytes(0))) = self.quantity(path) {
-            self.fault(&node.place, path, "must be more than 0", "leave it out for the default");
+        if let Some((node, Bytes(bytes))) = self.quantity(path)
+            && bytes < SERVER_MEMORY_MIN
+        {
+            let hint = "three quarters of it hold chunks; leave it out for the default of 4Gi";
+            self.fault(&node.place, path, "must be at least 256Mi", hint);
         }
         self.node_selector("spec.data.servers.nodeSelector");
     }

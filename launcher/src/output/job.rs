@@ -117,9 +117,7 @@ pub fn status(job: &JobStatus) -> String {
     }
     if !job.server_status.is_empty() {
         let mut rows = vec![["  SERVER", "WORKER", "HOST", "PROCESS", "STATE"].map(str::to_owned).to_vec()];
-        rows.extend(
-            job.server_status.iter().take(RANKS_LISTED_MAX).map(|server| server_row(server, job.phase)),
-        );
+        rows.extend(job.server_status.iter().take(RANKS_LISTED_MAX).map(server_row));
         text.push_str(&table(&rows));
         if job.server_status.len() > RANKS_LISTED_MAX {
             writeln!(text, "  and {} more data servers", job.server_status.len() - RANKS_LISTED_MAX).ok();
@@ -131,12 +129,11 @@ pub fn status(job: &JobStatus) -> String {
     text
 }
 
-fn server_row(server: &ServerStatus, job: Phase) -> Vec<String> {
+fn server_row(server: &ServerStatus) -> Vec<String> {
     let phase = match server.phase {
         ServerPhase::Starting => "starting",
-        // To the end.
-        ServerPhase::Serving if job.is_over() => "served",
         ServerPhase::Serving => "serving",
+        ServerPhase::Served => "served",
         ServerPhase::Lost => "lost",
     };
     let state = match server.message.as_str() {

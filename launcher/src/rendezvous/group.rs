@@ -414,7 +414,9 @@ impl Group {
 
     fn tick(&mut self, now: Now) {
         self.expire_leases(now);
+        self.replace_refused_servers(now);
         self.launch_servers(now);
+        self.send_roster(now);
         match &self.state {
             State::Pending | State::Over(_) => {}
             State::Gathering { .. } | State::Preflight { .. } => self.tick_gathering(now),

@@ -34,7 +34,7 @@ pub struct PodSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub volumes: Vec<VolumeSpec>,
-    /// The service account of the ranks; its token is not mounted.
+    /// The service account of the job's pods, data servers' included; its token is not mounted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub service_account: Option<String>,

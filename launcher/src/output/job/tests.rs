@@ -130,6 +130,8 @@ fn a_status_names_data_servers_and_what_is_wrong_with_them() {
         ..job(Phase::Running)
     };
     insta::assert_snapshot!("a_status_names_data_servers_and_what_is_wrong_with_them", status(&running));
+    let ends = [ServerPhase::Starting, ServerPhase::Serving].map(ServerPhase::at_the_end);
+    assert_eq!(ends, [ServerPhase::Lost, ServerPhase::Served], "nothing serves, or starts, when all is over");
 }
 
 #[test]

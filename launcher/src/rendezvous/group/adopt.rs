@@ -12,6 +12,7 @@ use worker::rendezvous::message::{CauseKind, Evidence};
 use worker::units::{Generation, Incarnation, WorkerId};
 
 use super::progress::Progress;
+use super::servers::SentRoster;
 use super::state::{Seat, State, World};
 use super::{Group, Now};
 
@@ -48,6 +49,7 @@ impl Group {
             started: BTreeSet::new(),
             servers: BTreeMap::new(),
             roster: 0,
+            sent: SentRoster::default(),
             knows_servers: self.servers.is_empty(),
             pids: BTreeMap::new(),
             exits: BTreeMap::new(),

@@ -30,6 +30,12 @@ impl Budget {
         Self { policy, spent: VecDeque::new() }
     }
 
+    /// Whether a restart could be taken.
+    pub(super) fn has_room(&self, now: Duration) -> bool {
+        let used = self.spent.iter().filter(|&&at| now.saturating_sub(at) <= self.policy.window).count();
+        u32::try_from(used).is_ok_and(|used| used < self.policy.max)
+    }
+
     /// Takes one restart: how long to wait before it, or none when the window's are used up.
     pub(super) fn spend(&mut self, now: Duration) -> Option<Duration> {
         while self.spent.front().is_some_and(|&at| now.saturating_sub(at) > self.policy.window) {
@@ -56,6 +62,7 @@ mod tests {
         assert_eq!(budget.spend(second), Some(2 * second));
         assert_eq!(budget.spend(2 * second), Some(4 * second));
         assert_eq!(budget.spend(3 * second), None);
+        assert!(!budget.has_room(10 * second) && budget.has_room(11 * second));
         assert_eq!(budget.spend(11 * second), Some(4 * second), "the first has left the window");
         assert_eq!(budget.spend(11 * second), None);
         assert_eq!(budget.spend(100 * second), Some(second));

@@ -118,7 +118,11 @@ impl Group {
             return;
         }
         if self.is_server(worker) {
-            // In a fence it was told to; otherwise it thought that we were lost. It is in no more of this generation.
+            // It was told to, and nothing is wrong with it.
+            if matches!(self.state, State::Fencing { .. }) {
+                return;
+            }
+            // It thought that we were lost: it is in no more of this generation.
             return self.server_lost(worker, "it lost its connection", now);
         }
         match &mut self.state {

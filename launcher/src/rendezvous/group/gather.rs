@@ -14,6 +14,7 @@ use super::evidence::Cause;
 use super::memory::{Outcome, Record};
 use super::progress::Progress;
 use super::seats::seats;
+use super::servers::SentRoster;
 use super::state::{Member, Presence, Present, Seat, State, World};
 use super::{Action, Group, Now, millis};
 
@@ -424,6 +425,7 @@ impl Group {
             started: BTreeSet::new(),
             servers,
             roster: 0,
+            sent: SentRoster::default(),
             knows_servers: true,
             pids: BTreeMap::new(),
             exits: BTreeMap::new(),

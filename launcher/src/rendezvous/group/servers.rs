@@ -13,7 +13,7 @@
 use std::time::Duration;
 
 use datapath::plane::Role;
-use worker::rendezvous::message::{DataFacts, ToWorker};
+use worker::rendezvous::message::{DataFacts, PreflightFault, ToWorker};
 use worker::units::{Incarnation, WorkerId};
 
 use super::budget::{Budget, RestartPolicy};
@@ -43,6 +43,13 @@ pub(super) struct Serving {
     pub(super) is_started: bool,
     /// It is in the list of peers.
     pub(super) is_announced: bool,
+}
+
+/// The list of peers that everybody was sent last.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SentRoster {
+    roster: u64,
+    at: Option<Duration>,
 }
 
 /// What happened to a data server.
@@ -161,6 +168,30 @@ impl Group {
         }
     }
 
+    /// Those that are there and cannot take part are launched anew, as often as their budget allows: what they found when they
+    /// started they say for as long as they run.
+    pub(super) fn replace_refused_servers(&mut self, now: Now) {
+        let Some(world) = self.active_world() else { return };
+        let is_due = |(worker, server): &(&WorkerId, &Server)| {
+            !world.servers.contains_key(worker)
+                && now.elapsed >= server.not_before
+                && server.launches.has_room(now.elapsed)
+        };
+        let due: Vec<WorkerId> = self.servers.iter().filter(is_due).map(|(worker, _)| *worker).collect();
+        for worker in due {
+            if let Some(why) = self.is_out(worker) {
+                self.lose(worker, Presence::Lost, &why, now);
+            }
+        }
+    }
+
+    /// Why a data server that has checked itself takes part in nothing.
+    fn is_out(&self, worker: WorkerId) -> Option<String> {
+        let member = self.members.get(&worker).filter(|member| member.is_eligible())?;
+        member.present()?.ready.as_ref()?;
+        self.refusal(worker).err()
+    }
+
     /// Whether a generation whose workers are all ready still waits for data servers.
     pub(super) fn awaits_servers(&self, since: Duration, now: Now) -> bool {
         now.elapsed < since.saturating_add(self.config.timing.servers) && !self.awaited_servers().is_empty()
@@ -277,6 +308,13 @@ impl Group {
         if left.is_some_and(|serving| serving.is_announced) {
             self.announce(now);
         }
+        // A process that has left a generation never comes back to it.
+        if self.active_world().is_some()
+            && let Some(present) = self.members.get_mut(&worker).and_then(Member::present_mut)
+        {
+            let (code, message, hint) = ("left".to_owned(), why.to_owned(), String::new());
+            present.ready = Some(vec![PreflightFault { code, message, hint }]);
+        }
         self.launch_servers(now);
         self.close_preflight(now);
     }
@@ -342,14 +380,26 @@ impl Group {
         }
     }
 
-    /// Gives the list of peers a new number and sends it to everybody who has a part in the generation.
+    /// Gives the list of peers a new number, and sends it at once where the last one is a while ago: when many data servers come
+    /// or go together, nobody is sent a list for each of them.
     fn announce(&mut self, now: Now) {
         let Some(world) = self.active_world_mut() else { return };
         world.roster += 1;
+        self.send_roster(now);
+    }
+
+    /// Sends the list of peers to everybody who has a part in the generation, if it is another one and it is time.
+    pub(super) fn send_roster(&mut self, now: Now) {
+        let gap = self.config.timing.heartbeat;
+        let Some(world) = self.active_world_mut() else { return };
         // An earlier launcher's data servers are still registering: until they have, the list that is out is the better one.
-        if !world.knows_servers {
+        if !world.knows_servers || world.sent.roster >= world.roster {
             return;
         }
+        if world.sent.at.is_some_and(|at| now.elapsed < at.saturating_add(gap)) {
+            return;
+        }
+        world.sent = SentRoster { roster: world.roster, at: Some(now.elapsed) };
         let (generation, roster) = (world.generation, world.roster);
         let seats = world.seats.iter().map(|seat| seat.worker);
         let everybody: Vec<WorkerId> = seats.chain(world.servers.keys().copied()).collect();
@@ -406,8 +456,9 @@ impl Group {
                 .into_iter()
                 .collect();
         }
-        let has_part =
-            world.started.contains(&worker) || world.servers.contains_key(&worker) || world.is_adopted;
+        let has_part = world.started.contains(&worker)
+            || world.servers.contains_key(&worker)
+            || world.is_adopted && world.seat(worker).is_some();
         if has_part && world.knows_servers && present.roster < world.roster {
             let (generation, roster) = (world.generation, world.roster);
             return vec![ToWorker::Peers { generation, roster, peers: world.peers(self) }];
@@ -430,11 +481,7 @@ impl Group {
         let serves = self.world().and_then(|world| world.servers.get(&worker));
         let state = match (member.map(|member| &member.presence), serves) {
             (Some(Presence::Present(_)), Some(serving)) if serving.is_announced => ServerState::Serving,
-            (Some(Presence::Present(present)), None)
-                if present.ready.as_ref().is_some_and(|faults| !faults.is_empty()) =>
-            {
-                ServerState::Lost
-            }
+            (Some(Presence::Present(_)), None) if self.is_out(worker).is_some() => ServerState::Lost,
             (Some(Presence::Present(_) | Presence::Launching { .. }), _) => ServerState::Starting,
             _ => ServerState::Lost,
         };

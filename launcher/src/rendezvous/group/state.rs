@@ -12,7 +12,7 @@ use worker::units::{Generation, Incarnation, Rank, WorkerId};
 use super::evidence::Observed;
 use super::memory::Outcome;
 use super::progress::Progress;
-use super::servers::Serving;
+use super::servers::{SentRoster, Serving};
 use super::{Group, RETIRED_MAX, RecordId};
 
 /// Where the group is.
@@ -194,6 +194,7 @@ pub(super) struct World {
     pub(super) servers: BTreeMap<WorkerId, Serving>,
     /// The number of the list of peers.
     pub(super) roster: u64,
+    pub(super) sent: SentRoster,
     /// Which data servers there are is known: not so just after an earlier launcher's generation was taken over.
     pub(super) knows_servers: bool,
     pub(super) pids: BTreeMap<Rank, u32>,

@@ -2,7 +2,7 @@
 //! leaves nothing that the next one could not go on from: the child, which makes the pods, comes last.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::GroupVersionKind;
+use kube::api::{DynamicObject, GroupVersionKind};
 use serde_json::Value;
 
 use super::Context;
@@ -83,18 +83,20 @@ pub(super) async fn create(context: &Context, order: Order) -> Result<Seed, Crea
     Ok(seed)
 }
 
-/// Makes the data servers' Job, if it is not there.
+/// Makes the data servers' Job, if it is not there. One that makes no more of the pods that are wanted goes first, and is made
+/// anew when it is looked for again.
 pub(super) async fn serve(context: &Context, order: Order) -> Result<(), CreateError> {
     let Order { job, key, .. } = order;
     let kind = servers_kind();
     let name = names::servers(&key.name);
     let found = context.calls.find(&kind, &key.namespace, &name).await;
     let found = found.map_err(|source| CreateError::Call { what: format!("Job {name}"), source })?;
-    match found {
-        Some(found) if key.has(&found.metadata) => return Ok(()),
-        Some(_) => return Err(CreateError::Left { what: format!("Job {name}") }),
-        None => {}
-    }
+    let found = match found {
+        Some(found) if !key.has(&found.metadata) => {
+            return Err(CreateError::Left { what: format!("Job {name}") });
+        }
+        found => found,
+    };
     let render = Render {
         job: &job,
         namespace: &key.namespace,
@@ -105,10 +107,34 @@ pub(super) async fn serve(context: &Context, order: Order) -> Result<(), CreateE
         // They have none.
         devices: Devices::Plugin { gpu: None, nic: None },
     };
-    match objects::servers(&render) {
-        Some(servers) => apply(context, &key, &servers, false).await,
-        None => Ok(()),
+    let Some(servers) = objects::servers(&render) else { return Ok(()) };
+    match found {
+        Some(found) if is_spent(&found, &servers) => {
+            tracing::warn!(job = %key, "what makes the data servers has ended, or makes others, and is deleted");
+            let deleted = context.calls.delete(&kind, &key.namespace, &name).await;
+            deleted.map_err(|source| CreateError::Call { what: format!("Job {name}"), source })
+        }
+        Some(_) => Ok(()),
+        None => apply(context, &key, &servers, false).await,
     }
+}
+
+/// Whether the Job that is there will not make the pods of the one that is wanted: it is over, or an earlier attempt's of
+/// another size.
+fn is_spent(found: &DynamicObject, wanted: &Value) -> bool {
+    if found.metadata.deletion_timestamp.is_some() {
+        return false;
+    }
+    let conditions = found.data["status"]["conditions"].as_array();
+    let is_over = conditions.into_iter().flatten().any(|condition| {
+        matches!(condition["type"].as_str(), Some("Complete" | "Failed")) && condition["status"] == "True"
+    });
+    let first = |job: &Value| {
+        job["spec"]["template"]["metadata"]["annotations"][names::ANNOTATION_FIRST_WORKER].clone()
+    };
+    is_over
+        || first(&found.data) != first(wanted)
+        || found.data["spec"]["completions"] != wanted["spec"]["completions"]
 }
 
 /// What the data servers' object is.
@@ -167,4 +193,35 @@ async fn refuse_leftover(
     let found = found.map_err(|source| CreateError::Call { what: what(), source })?;
     let Some(found) = found else { return Ok(()) };
     if key.has(&found.metadata) { Ok(()) } else { Err(CreateError::Left { what: what() }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_job_of_data_servers_that_is_over_or_anothers_is_spent() {
+        let job = |first: &str, completions: u32, conditions: Value| {
+            json!({
+                "metadata": {"name": "a-servers"},
+                "spec": {
+                    "completions": completions,
+                    "template": {"metadata": {"annotations": {names::ANNOTATION_FIRST_WORKER: first}}},
+                },
+                "status": {"conditions": conditions},
+            })
+        };
+        let wanted = job("4", 2, Value::Null);
+        let is_spent = |found: Value| is_spent(&serde_json::from_value(found).unwrap(), &wanted);
+        assert!(!is_spent(job("4", 2, json!([{"type": "Suspended", "status": "False"}]))));
+        assert!(is_spent(job("4", 2, json!([{"type": "Failed", "status": "True"}]))));
+        assert!(is_spent(job("4", 2, json!([{"type": "Complete", "status": "True"}]))));
+        assert!(is_spent(job("5", 2, json!([]))));
+        assert!(is_spent(job("4", 3, json!([]))));
+        let mut leaving = job("5", 2, json!([]));
+        leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        assert!(!is_spent(leaving), "it goes already");
+    }
 }

@@ -190,7 +190,7 @@ fn servers() -> Value {
                     "worker": count("Its number among all workers."),
                     "host": text("Its node."),
                     "pid": count("Its process, where it is one of this machine."),
-                    "phase": text("starting, serving or lost."),
+                    "phase": text("starting, serving, lost or, when the job is over, served."),
                     "message": text("What is wrong with it."),
                 },
             },

@@ -19,6 +19,8 @@ pub const LOG_LINES_MAX: usize = 64;
 pub const PLACES_MAX: usize = 1024;
 /// Data servers that are listed: as many as a job may have.
 pub const SERVERS_MAX: usize = 1024;
+/// Characters of what is wrong with one of them: with 1024 of them the object is still small enough.
+pub const SERVER_CHARS_MAX: usize = 256;
 /// Epochs whose digests are kept, the last ones; the digest of the whole job covers all of them.
 pub const EPOCHS_MAX: usize = 1024;
 /// Metrics of the trainer's that are kept.
@@ -147,7 +149,7 @@ impl Status {
         self.reasons.iter_mut().for_each(shorten);
         self.placement.truncate(PLACES_MAX);
         self.servers.truncate(SERVERS_MAX);
-        self.servers.iter_mut().for_each(|server| shorten(&mut server.message));
+        self.servers.iter_mut().for_each(|server| cut(&mut server.message, SERVER_CHARS_MAX));
         if let Some(summary) = &mut self.summary {
             while summary.epoch_digests.len() > EPOCHS_MAX {
                 summary.epoch_digests.pop_first();
@@ -169,7 +171,11 @@ impl Status {
 }
 
 fn shorten(text: &mut String) {
-    if let Some((end, _)) = text.char_indices().nth(TEXT_CHARS_MAX) {
+    cut(text, TEXT_CHARS_MAX);
+}
+
+fn cut(text: &mut String, chars: usize) {
+    if let Some((end, _)) = text.char_indices().nth(chars) {
         text.truncate(end);
     }
 }

@@ -69,6 +69,9 @@ fn template(render: &Render<'_>, node_selector: &std::collections::BTreeMap<Stri
         "containers": [container(render, first)],
         "volumes": volumes::of_server_pod(render),
     });
+    if let Some(account) = &pod.service_account {
+        spec["serviceAccountName"] = json!(account);
+    }
     if let Some(class) = &pod.priority_class {
         spec["priorityClassName"] = json!(class);
     }

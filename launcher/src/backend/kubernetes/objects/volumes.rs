@@ -1,5 +1,8 @@
 //! The volumes of a pod, and where its containers see them (pure).
 
+use std::path::Path;
+
+use datapath::store::address::Address;
 use serde_json::{Value, json};
 
 use super::Render;
@@ -51,16 +54,39 @@ fn tier(render: &Render<'_>) -> Option<Value> {
     Some(json!({ "name": TIER, "emptyDir": { "sizeLimit": format!("{limit}Mi") } }))
 }
 
+/// Of the user's volumes those that a data server needs: settings, and what holds the data. A claim for checkpoints may be one
+/// that a single node can mount, and the servers are on others.
+fn seen_by_servers<'a>(render: &Render<'a>) -> Vec<&'a VolumeSpec> {
+    let volumes = &render.job.pod.volumes;
+    let source = render.job.data.as_ref().and_then(|data| Address::parse(&data.source).ok());
+    let folder = match &source {
+        Some(Address::Directory(folder)) => Some(folder.as_path()),
+        _ => None,
+    };
+    let above = |spec: &&VolumeSpec| folder.is_some_and(|folder| folder.starts_with(&spec.mount_path));
+    let holder =
+        volumes.iter().filter(above).max_by_key(|spec| Path::new(&spec.mount_path).components().count());
+    let is_seen = |spec: &&VolumeSpec| {
+        let is_holder = holder.is_some_and(|holder| holder.name == spec.name);
+        let is_below = folder.is_some_and(|folder| Path::new(&spec.mount_path).starts_with(folder));
+        spec.secret.is_none() && (spec.config_map.is_some() || is_holder || is_below)
+    };
+    volumes.iter().filter(is_seen).collect()
+}
+
 /// `volumes` of a data server's pod: what the sidecar sees, and of the identities those of data servers.
 pub(super) fn of_server_pod(render: &Render<'_>) -> Vec<Value> {
     let part = render.pods().div_ceil(IDENTITIES_PER_SECRET);
     let identities = identities_secret(&render.job.name, part);
     let is_its_own = |volume: &Value| volume["name"] != IDENTITY && volume["name"] != SHM;
-    let is_secret = |volume: &Value| {
-        render.job.pod.volumes.iter().any(|spec| volume["name"] == *spec.name && spec.secret.is_some())
+    let of_user = &render.job.pod.volumes;
+    let seen = seen_by_servers(render);
+    let is_hidden = |volume: &Value| {
+        of_user.iter().any(|spec| volume["name"] == *spec.name)
+            && !seen.iter().any(|spec| volume["name"] == *spec.name)
     };
     let mut all: Vec<Value> =
-        volumes(render).into_iter().filter(|volume| is_its_own(volume) && !is_secret(volume)).collect();
+        volumes(render).into_iter().filter(|volume| is_its_own(volume) && !is_hidden(volume)).collect();
     let source = json!({ "secretName": identities, "defaultMode": SECRET_MODE });
     all.push(json!({ "name": IDENTITY, "secret": source }));
     all
@@ -111,15 +137,20 @@ pub(super) fn of_ranks(render: &Render<'_>) -> Vec<Value> {
 /// identities the one of its own
 /// worker, because each file is mounted by itself.
 pub(super) fn of_sidecar(render: &Render<'_>) -> Vec<Value> {
-    of_number(render, "$(SLIPWAY_WORKER)")
+    let shared = render.job.pod.volumes.iter().filter(|volume| volume.secret.is_none());
+    of_number(render, "$(SLIPWAY_WORKER)", shared)
 }
 
-/// What a data server sees: the same.
+/// What a data server sees: the same, less what is the ranks' alone.
 pub(super) fn of_server(render: &Render<'_>) -> Vec<Value> {
-    of_number(render, "$(SLIPWAY_SERVER)")
+    of_number(render, "$(SLIPWAY_SERVER)", seen_by_servers(render).into_iter())
 }
 
-fn of_number(render: &Render<'_>, number: &str) -> Vec<Value> {
+fn of_number<'a>(
+    render: &Render<'_>,
+    number: &str,
+    shared: impl Iterator<Item = &'a VolumeSpec>,
+) -> Vec<Value> {
     let identity = |file: &str, key: &str, value: &str| json!({ "name": IDENTITY, "mountPath": format!("{IDENTITY_FOLDER}/{file}"), key: value, "readOnly": true });
     let mut mounts = vec![
         json!({ "name": SHARED, "mountPath": SHARED_FOLDER }),
@@ -133,7 +164,6 @@ fn of_number(render: &Render<'_>, number: &str) -> Vec<Value> {
     if tier(render).is_some() {
         mounts.push(json!({ "name": TIER, "mountPath": TIER_FOLDER }));
     }
-    let shared = render.job.pod.volumes.iter().filter(|volume| volume.secret.is_none());
     mounts.extend(shared.map(|volume| mount(volume, true)));
     mounts
 }

@@ -6,8 +6,8 @@ use datapath::Counters;
 use datapath::order::OrderDigest;
 use datapath::plane::Role;
 use worker::rendezvous::message::{
-    Assignment, CauseKind, ConsumedStep, Evidence, ExitStatus, HostFacts, PeerAddress, RankProgress,
-    Registration, ToLauncher, ToWorker,
+    Assignment, CauseKind, ConsumedStep, Evidence, ExitStatus, HostFacts, PeerAddress, PreflightFault,
+    RankProgress, Registration, ToLauncher, ToWorker,
 };
 use worker::units::{Generation, Incarnation, Rank, Step, WorkerId};
 
@@ -22,6 +22,8 @@ pub(super) struct Agent {
     /// No generation up to this one will ever run here.
     floor: Generation,
     pub(super) run: Option<Run>,
+    /// What its check finds, as long as it lives.
+    pub(super) faults: Vec<PreflightFault>,
 }
 
 #[derive(Debug)]
@@ -76,6 +78,7 @@ impl Agent {
             last_contact: now,
             floor: Generation(0),
             run: None,
+            faults: Vec::new(),
         }
     }
 
@@ -238,7 +241,7 @@ impl Agent {
         let generation = run.generation;
         let mut say = |message| out.push(Effect::Say(message));
         let Some(assignment) = &run.assignment else {
-            return say(ToLauncher::Ready { generation, faults: Vec::new() });
+            return say(ToLauncher::Ready { generation, faults: self.faults.clone() });
         };
         if run.has_store && !run.is_started {
             say(ToLauncher::StoreOpen { generation, address: ([127, 0, 0, 1], 1).into() });

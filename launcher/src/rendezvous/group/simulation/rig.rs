@@ -364,7 +364,9 @@ impl Rig {
         assert!(old.is_none_or(|old| !old.is_alive), "a worker is launched beside another of its number");
         let pid = self.next_pid;
         self.next_pid += 1;
-        self.agents.insert(pid, Agent::new(worker, pid, self.now));
+        let mut agent = Agent::new(worker, pid, self.now);
+        agent.faults = self.found_by(worker);
+        self.agents.insert(pid, agent);
         self.current.insert(worker, pid);
         let life = self.life;
         self.at(self.now, Due::ToGroup(life, Box::new(Event::Launched { worker, pid })));

@@ -94,6 +94,7 @@ fn one_that_is_lost_ends_nothing_is_named_once_and_comes_back_into_the_same_gene
 
     rig.gone(2);
     rig.gone(3);
+    rig.pass(rig.group.config.timing.heartbeat);
     assert_eq!(rig.servers_of(0), (4, vec![]));
     assert!(rig.news.last().unwrap().1.ends_with("read its chunks themselves"), "{:?}", rig.news);
     assert_eq!(rig.group.phase(), Phase::Running);
@@ -116,6 +117,31 @@ fn one_that_dies_again_and_again_is_launched_ever_more_seldom() {
     let later = rig.launched.iter().filter(|worker| **worker == 3).count();
     assert!((6..=10).contains(&later), "{later} in twenty");
     assert_eq!((rig.group.phase(), rig.group.view().restarts), (Phase::Running, 0));
+}
+
+#[test]
+fn many_that_go_and_come_together_are_few_lists_of_peers() {
+    let mut rig = Rig::running(GroupConfig { servers: 100, ..config(2, 0) });
+    let heartbeat = rig.group.config.timing.heartbeat;
+    let lists = |rig: &Rig, worker: u32| {
+        let peers = |message: &ToWorker| matches!(message, ToWorker::Peers { .. });
+        rig.told.iter().filter(|(told, message)| *told == worker && peers(message)).count()
+    };
+    for server in 2..102 {
+        rig.gone(server);
+    }
+    assert_eq!((lists(&rig, 0), rig.servers_of(0)), (1, (1, (3..102).collect())), "the first one at once");
+    rig.pass(heartbeat);
+    assert_eq!((lists(&rig, 0), rig.servers_of(0)), (2, (100, vec![])));
+    rig.pass(Duration::from_secs(1));
+    rig.told.clear();
+    for server in 2..102 {
+        rig.register(server);
+        rig.start_server(server);
+    }
+    assert_eq!(lists(&rig, 1), 1);
+    rig.pass(heartbeat);
+    assert_eq!((lists(&rig, 1), rig.servers_of(1)), (2, (200, (2..102).collect())));
 }
 
 #[test]
@@ -159,17 +185,17 @@ fn a_job_waits_for_data_servers_but_not_for_long_and_not_twice() {
     assert_eq!(rig.news.len(), 1);
 }
 
+fn faults() -> Vec<PreflightFault> {
+    let (code, message, hint) = ("source_unreadable".to_owned(), "cannot read".to_owned(), String::new());
+    vec![PreflightFault { code, message, hint }]
+}
+
 #[test]
 fn one_that_cannot_read_the_data_is_left_out_with_its_reason() {
     let mut rig = Rig::new(served(), Memory::default());
     rig.register_all();
     let generation = Generation(1);
-    let faults = vec![PreflightFault {
-        code: "source_unreadable".to_owned(),
-        message: "cannot read".to_owned(),
-        hint: String::new(),
-    }];
-    rig.says(3, ToLauncher::Ready { generation, faults });
+    rig.says(3, ToLauncher::Ready { generation, faults: faults() });
     for worker in [0, 1, 2] {
         rig.says(worker, ToLauncher::Ready { generation, faults: Vec::new() });
     }
@@ -177,6 +203,64 @@ fn one_that_cannot_read_the_data_is_left_out_with_its_reason() {
     assert_eq!(rig.servers_of(1), (0, vec![2]));
     assert_eq!(rig.state_of(3), (ServerState::Lost, "cannot read".to_owned()));
     assert_eq!(rig.news[0].1, "data server 1 (worker 3) is missing: cannot read");
+}
+
+/// What it found when it started is what it says until it ends.
+#[test]
+fn one_that_fails_its_check_is_launched_again_and_takes_part_when_it_passes() {
+    let mut rig = Rig::running(served());
+    let generation = Generation(1);
+    rig.gone(3);
+    rig.pass(Duration::from_secs(1));
+    rig.register(3);
+    rig.says(3, ToLauncher::Ready { generation, faults: faults() });
+    assert_eq!(rig.state_of(3), (ServerState::Lost, "cannot read".to_owned()));
+    rig.pass(Duration::from_secs(5));
+    assert_eq!((rig.swept.last(), rig.launched.last()), (Some(&vec![3]), Some(&3)));
+    rig.register(3);
+    rig.start_server(3);
+    assert_eq!(rig.state_of(3), (ServerState::Serving, String::new()));
+    assert_eq!(rig.servers_of(0).1, [2, 3]);
+    assert_eq!(rig.group.generation(), generation);
+}
+
+#[test]
+fn one_that_fails_its_check_again_and_again_is_named_once_and_left_alone_for_a_while() {
+    let mut rig = Rig::running(served());
+    rig.gone(3);
+    for _ in 0..200 {
+        rig.pass(Duration::from_secs(1));
+        if rig.state_of(3).0 == ServerState::Starting {
+            rig.register(3);
+            rig.says(3, ToLauncher::Ready { generation: Generation(1), faults: faults() });
+        }
+    }
+    assert_eq!(rig.launched.iter().filter(|worker| **worker == 3).count(), 5, "in ten minutes");
+    assert_eq!(rig.state_of(3), (ServerState::Lost, "cannot read".to_owned()));
+    let news: Vec<ServerNews> = rig.news.iter().map(|(news, _)| *news).collect();
+    assert_eq!(news, [ServerNews::Lost, ServerNews::Missing]);
+}
+
+/// Its worker never goes back to a generation that it has left.
+#[test]
+fn one_that_cannot_go_on_is_another_process_when_it_comes_back() {
+    let mut rig = Rig::running(served());
+    rig.pass(Duration::from_secs(60));
+    let evidence = Evidence {
+        rank: None,
+        cause: CauseKind::Data,
+        seen_unix_ns: 1,
+        message: "no room".to_owned(),
+        hint: String::new(),
+        log_tail: Vec::new(),
+    };
+    rig.says(3, ToLauncher::Trouble { generation: Generation(1), evidence });
+    assert_eq!(rig.state_of(3), (ServerState::Lost, "no room".to_owned()));
+    rig.pass(Duration::from_secs(2));
+    assert_eq!((rig.swept.last(), rig.launched.last()), (Some(&vec![3]), Some(&3)));
+    rig.register(3);
+    rig.start_server(3);
+    assert_eq!(rig.servers_of(0).1, [2, 3]);
 }
 
 #[test]
@@ -200,6 +284,8 @@ fn a_restart_takes_the_data_servers_along() {
     rig.fail(1, CauseKind::Exception, "x");
     rig.pass(Duration::from_secs(1));
     assert!(rig.was_told(2, |message| matches!(message, ToWorker::Fence { .. })));
+    rig.says(2, ToLauncher::Fenced { generation: Generation(1) });
+    assert_eq!(rig.state_of(2), (ServerState::Serving, String::new()), "it was told to");
     // One does not answer: nobody waits for it.
     for worker in [0, 1] {
         rig.says(worker, ToLauncher::Fenced { generation: Generation(1) });

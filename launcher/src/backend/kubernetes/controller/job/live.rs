@@ -31,7 +31,7 @@ use crate::rendezvous::server::{self, Inbound, Outbound};
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
 /// From the deletion of a pod on a node that does not answer to its deletion by force: its sidecar has lost its lease and
 /// stopped its ranks by then, and their time to stop is over.
-const FORCE_AFTER: Duration = Duration::from_secs(45);
+pub(super) const FORCE_AFTER: Duration = Duration::from_secs(45);
 /// Pods that are missing for this long may be missing for good, as somebody deleted what makes them; asked again as often.
 const CHILD_LOOK: Duration = Duration::from_secs(15);
 /// How long things may take where workers are pods: images are fetched, nodes are replaced, queues are waited for. A lease
@@ -197,9 +197,15 @@ impl Actor {
 
     /// Data servers are made when the gang has its places, and again when somebody deleted what makes them.
     fn tend_servers(&mut self) {
-        let wanted = self.job.as_ref().map_or(0, Job::servers);
+        let Some(job) = &self.job else { return };
+        let wanted = job.servers();
+        let first = job.processes().saturating_sub(wanted);
         let Stage::Live(live) = &mut self.stage else { return };
-        let there = self.roster.pods().filter(|pod| pod.is_server && pod.is_current()).count();
+        let there = self
+            .roster
+            .pods()
+            .filter(|pod| pod.is_server && pod.worker.0 >= first && pod.is_current())
+            .count();
         let is_complete = u32::try_from(there).is_ok_and(|there| there >= wanted);
         if is_complete || live.group.phase().is_over() {
             return;
@@ -407,9 +413,8 @@ impl Actor {
 
     /// Sees to it that a pod ends, which it was to since `since`.
     pub(super) fn end_pod(&mut self, pod: &PodView, since: Instant, at_once: bool) {
-        let policy = self.job.as_ref().map(|job| job.pod.node_lost).unwrap_or_default();
-        let is_answering = pod.host.as_deref().is_some_and(|host| self.context.caches.is_ready(host));
-        let is_dead = !is_answering && policy == NodeLost::Replace && since.elapsed() >= FORCE_AFTER;
+        let policy = policy(pod, self.job.as_ref());
+        let is_answering = self.is_answering(pod);
         if !is_answering && policy == NodeLost::Wait {
             let host = pod.host.as_deref().unwrap_or("a node");
             self.teller.waits_for(format!(
@@ -417,12 +422,30 @@ impl Actor {
                 pod.name
             ));
         }
-        let how = match (is_dead, at_once) {
-            (true, _) => Deletion::WriteOff,
-            (false, true) => Deletion::AtOnce,
-            (false, false) => Deletion::InOrder,
-        };
-        self.delete_pod(pod, how);
+        self.delete_pod(pod, how_to_end(policy, is_answering, since.elapsed(), at_once));
+    }
+
+    /// Whether the kubelet of a pod's node would say that it has ended.
+    pub(super) fn is_answering(&self, pod: &PodView) -> bool {
+        pod.host.as_deref().is_some_and(|host| self.context.caches.is_ready(host))
+    }
+}
+
+/// What is to become of a pod whose node does not answer.
+fn policy(pod: &PodView, job: Option<&Job>) -> NodeLost {
+    match pod.is_server {
+        // It runs no rank: nothing that it does unseen is beside another's work.
+        true => NodeLost::Replace,
+        false => job.map(|job| job.pod.node_lost).unwrap_or_default(),
+    }
+}
+
+/// How a pod is deleted that was to end `waited` ago.
+fn how_to_end(policy: NodeLost, is_answering: bool, waited: Duration, at_once: bool) -> Deletion {
+    match (policy, is_answering, at_once) {
+        (NodeLost::Replace, false, _) if waited >= FORCE_AFTER => Deletion::WriteOff,
+        (_, _, true) => Deletion::AtOnce,
+        (_, _, false) => Deletion::InOrder,
     }
 }
 
@@ -447,4 +470,29 @@ fn authority(
 fn config(job: &Job, authority: &Authority) -> GroupConfig {
     let prints = authority.fingerprints().iter().map(|(print, worker)| (*worker, print));
     GroupConfig { finds_workers: true, ..terms::group(job, timing(), prints) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_on_a_dead_node_is_written_off_in_time_if_the_job_allows_it() {
+        use NodeLost::{Replace, Wait};
+        assert_eq!(how_to_end(Replace, false, FORCE_AFTER, true), Deletion::WriteOff);
+        assert_eq!(how_to_end(Replace, false, FORCE_AFTER - Duration::from_secs(1), true), Deletion::AtOnce);
+        assert_eq!(how_to_end(Replace, true, FORCE_AFTER, false), Deletion::InOrder);
+        assert_eq!(how_to_end(Wait, false, FORCE_AFTER, false), Deletion::InOrder);
+    }
+
+    #[test]
+    fn of_a_data_server_it_is_always_allowed() {
+        let mut resource = super::super::tests::resource();
+        resource.spec["pod"]["nodeLost"] = "wait".into();
+        let job = super::super::resource::job(&resource).ok();
+        let worker = super::super::tests::pod(&serde_json::json!({"containers": []}), &serde_json::json!({}));
+        assert_eq!(policy(&worker, job.as_ref()), NodeLost::Wait);
+        let server = PodView { is_server: true, ..worker };
+        assert_eq!(policy(&server, job.as_ref()), NodeLost::Replace);
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::live::FORCE_AFTER;
+use super::places::Deletion;
 use super::{Actor, Done, Stage, render};
 use crate::backend::clock::{clock, unix_ms};
 use crate::backend::kubernetes::controller::api::CallError;
@@ -35,6 +37,9 @@ impl Actor {
     /// Ends pods, and gives the places back when the last has ended.
     pub(super) fn tend_over(&mut self) {
         let is_quiet = self.is_quiet();
+        if matches!(self.stage, Stage::Held) {
+            return self.tend_held();
+        }
         let Stage::Over(over) = &mut self.stage else { return };
         let since = over.since;
         if is_quiet {
@@ -48,6 +53,14 @@ impl Actor {
         self.end_pods(since);
     }
 
+    /// Data servers outlive the child when somebody else deletes that.
+    fn tend_held(&mut self) {
+        if self.roster.pods().any(|pod| pod.is_server && pod.is_alive()) {
+            let since = *self.in_the_way.get_or_insert_with(clock);
+            self.end_pods(since);
+        }
+    }
+
     /// Sees to it that whatever may run ends, as it was to since `since`.
     pub(super) fn end_pods(&mut self, since: Instant) {
         let alive = self.roster.pods().filter(|pod| pod.is_alive());
@@ -57,6 +70,11 @@ impl Actor {
         }
         if !servers.is_empty() && since.elapsed() >= FAREWELL {
             self.end_servers();
+        }
+        for pod in &servers {
+            if is_given_up(pod, self.is_answering(pod), since.elapsed()) {
+                self.delete_pod(pod, Deletion::WriteOff);
+            }
         }
     }
 
@@ -104,5 +122,29 @@ impl Actor {
         if let Stage::Over(over) = &mut self.stage {
             over.deletes_again = Some(again);
         }
+    }
+}
+
+/// Whether nobody will say that a data server has ended that was to `waited` ago: the end of what makes it only marks its pod,
+/// and no kubelet confirms that where the node is dead. A pod that has no node goes by itself.
+fn is_given_up(pod: &PodView, is_answering: bool, waited: Duration) -> bool {
+    pod.host.is_some() && !is_answering && waited >= FAREWELL + FORCE_AFTER
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_server_on_a_dead_node_is_not_waited_for_without_end() {
+        let pod = super::super::tests::pod(
+            &serde_json::json!({"containers": [], "nodeName": "node-1"}),
+            &serde_json::json!({}),
+        );
+        let at = FAREWELL + FORCE_AFTER;
+        assert!(is_given_up(&pod, false, at));
+        assert!(!is_given_up(&pod, false, FORCE_AFTER), "it is given its farewell");
+        assert!(!is_given_up(&pod, true, at), "its kubelet says when it has ended");
+        assert!(!is_given_up(&PodView { host: None, ..pod }, false, at));
     }
 }

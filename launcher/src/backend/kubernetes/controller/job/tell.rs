@@ -198,6 +198,7 @@ impl Actor {
             }
         }
         self.tell_stage(&mut status);
+        self.tell_servers(&mut status);
         let time = |ms: Option<u64>| {
             let ms = ms.and_then(|ms| i64::try_from(ms).ok())?;
             Timestamp::from_millisecond(ms).ok().map(Time)
@@ -288,6 +289,17 @@ impl Actor {
         if let Some(cause) = &mut status.cause {
             let place = status.placement.iter().find(|place| Some(WorkerId(place.worker)) == cause.worker);
             cause.host = place.map(|place| place.host.clone()).or_else(|| cause.host.take());
+        }
+    }
+
+    /// Where the membership is not in charge, no data server serves: what was told of them is from before.
+    fn tell_servers(&self, status: &mut Status) {
+        match &self.stage {
+            Stage::Live(_) | Stage::Invalid | Stage::Leaving => {}
+            Stage::Over(_) => {
+                status.servers.iter_mut().for_each(|server| server.phase = server.phase.at_the_end());
+            }
+            _ => status.servers.clear(),
         }
     }
 

@@ -173,7 +173,7 @@ fn changed(mut resource: TrainingJob, field: &str, value: Value) -> TrainingJob 
     resource
 }
 
-fn pod(spec: &Value, status: &Value) -> PodView {
+pub(super) fn pod(spec: &Value, status: &Value) -> PodView {
     let mut meta = ours("a-0-x");
     meta["uid"] = "pod-1".into();
     meta["labels"][names::LABEL_INDEX] = "0".into();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use worker::rendezvous::message::PreflightFault;
 use worker::units::{Generation, WorkerId};
 
 use super::super::super::{Group, Outcome, ServerState};
@@ -35,6 +36,15 @@ impl Servers {
 impl Rig {
     pub(super) fn first_server(&self) -> u32 {
         self.config.workers + self.config.spares
+    }
+
+    /// What a new process finds when it opens the data: some data servers cannot read them.
+    pub(super) fn found_by(&mut self, worker: WorkerId) -> Vec<PreflightFault> {
+        if worker.0 < self.first_server() || !self.dice.percent(15) {
+            return Vec::new();
+        }
+        let (code, message, hint) = ("source_unreadable".to_owned(), "cannot read".to_owned(), String::new());
+        vec![PreflightFault { code, message, hint }]
     }
 
     /// It dies, is told to end, stops, or cannot be reached for a while.
