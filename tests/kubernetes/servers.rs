@@ -13,8 +13,8 @@ pub(crate) const STORIES: &[Story] = &[
     ("servers_stand_beside_a_jobset_and_end_with_it", beside_a_jobset),
 ];
 
-/// Long enough for a pod to be made anew meanwhile.
-const EPOCHS: u64 = 120;
+/// Long enough for a pod to be made anew meanwhile, also where 120 epochs are 15 s: a Job waits for 10 s and more.
+const EPOCHS: u64 = 480;
 const GANG: u32 = 2;
 const SERVERS: usize = 2;
 
@@ -62,7 +62,7 @@ fn one_goes() {
     assert_eq!((&end["generation"], &end["restarts"]), (&generation, &json!(0)), "{end}");
     let logs = training.launcher(&["logs", "digits", "--system"]).code(0).stdout;
     assert!(logs.contains("serves"), "{logs}");
-    training.launcher(&["logs", "digits"]).code(0).prints("epoch 119: loss");
+    training.launcher(&["logs", "digits"]).code(0).prints(&format!("epoch {}: loss", EPOCHS - 1));
     training.delete_and_look("digits");
 }
 
