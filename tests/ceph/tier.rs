@@ -84,8 +84,8 @@ fn serves() {
     leftovers::assert_none(&user);
 }
 
-/// Three epochs with a tier on a disk that is smaller than the budget: a file system in memory, in a mount namespace that
-/// ends with the job.
+/// A job of three epochs, twice, with a tier on a disk that is smaller than the budget: a file system in memory, in a mount
+/// namespace that ends with the second. (What the first one read is in its memory, so only the second asks the tier.)
 fn full_disk() {
     let (ceph, user) = (Ceph::start("disk", &[]), User::new());
     let (data, bytes) = put(&ceph, &user, 8, 8192);
@@ -106,9 +106,9 @@ fn full_disk() {
     leftovers::assert_none(&user);
 }
 
-/// Runs a command with a file system of that size at that folder, which nobody else sees.
+/// Runs a command twice with a file system of that size at that folder, which nobody else sees; the second time is told of.
 fn mounted(folder: &Path, size: &str, command: &Command) -> Finished {
-    let script = "mount -t tmpfs -o size=$0 tier \"$1\" && shift && exec \"$@\"";
+    let script = "mount -t tmpfs -o size=$0 tier \"$1\" && shift && \"$@\" >/dev/null && exec \"$@\"";
     let mut inside = Command::new("unshare");
     inside.args(["--mount", "--propagation", "private", "sh", "-c", script, size]);
     inside.arg(folder).arg(command.get_program()).args(command.get_args());
