@@ -35,6 +35,9 @@ mod reads;
 pub use self::depth::READS_MAX;
 use self::reads::Reads;
 
+/// Reads under way that every cache has room for besides its window: 64 MiB of chunks of 4 MiB. More are possible where a
+/// window or a cluster's budget leaves more.
+const READS_ROOM: usize = 16;
 /// The smallest cache, in chunks: one being read while another is used.
 const LEAST_CHUNKS: usize = 2;
 /// Blocks of dropped chunks that are kept for those that took their room and wait for their turn to be read: as many as may
@@ -58,8 +61,8 @@ pub struct LoadError {
 pub struct Need {
     /// To read every chunk once per epoch: its share of one shuffle window.
     pub once: u64,
-    /// To read the next window besides, while the last one is still in use; and to keep [`READS_MAX`] reads under way, without
-    /// which a store's latency shows.
+    /// To read the next window besides, while the last one is still in use; and to keep 16 reads under way, without which a
+    /// store's latency shows.
     pub ahead: u64,
 }
 
@@ -82,7 +85,7 @@ pub fn need(manifest: &Manifest, shuffle: Shuffle, workers: NonZeroU32) -> Need 
         let share = usize::try_from((mean + spread).min(chunks)).unwrap_or(usize::MAX);
         lens.iter().take(share.max(LEAST_CHUNKS)).sum()
     };
-    let under_way: u64 = lens.iter().take(READS_MAX).sum();
+    let under_way: u64 = lens.iter().take(READS_ROOM).sum();
     let once: u64 = bytes_of(window);
     let ahead = bytes_of(all.min(2 * window)).max((once + under_way).min(lens.iter().sum()));
     Need { once, ahead }
