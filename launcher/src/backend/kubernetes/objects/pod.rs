@@ -13,7 +13,7 @@ use super::{ChildKind, Render, RenderError, volumes};
 use crate::backend::kubernetes::names::{
     self, GATE, LABEL_INDEX, RANKS, SHARED_FOLDER, SIDECAR, SIDECAR_PORT, USER_DEFAULT,
 };
-use crate::job::spec::pod::{PullPolicy, TaintEffect, TolerationOperator, TolerationSpec};
+use crate::job::spec::pod::{PodSpec, PullPolicy, TaintEffect, TolerationOperator, TolerationSpec};
 use crate::job::units::DURATION_MAX;
 
 /// Seconds between two looks at whether the ranks are to start: what the slowest of a gang may lose.
@@ -58,6 +58,15 @@ pub fn pod_template(render: &Render<'_>) -> Result<Value, RenderError> {
         let template = names::claim_template(&render.job.name);
         spec["resourceClaims"] = json!([{ "name": devices::CLAIM, "resourceClaimTemplateName": template }]);
     }
+    admit(&mut spec, pod, &pod.node_selector);
+    Ok(json!({
+        "metadata": { "labels": render.labels(), "annotations": annotations },
+        "spec": spec,
+    }))
+}
+
+/// What the user says of who may run a pod, and where.
+pub(super) fn admit(spec: &mut Value, pod: &PodSpec, node_selector: &BTreeMap<String, String>) {
     if let Some(account) = &pod.service_account {
         spec["serviceAccountName"] = json!(account);
     }
@@ -68,16 +77,12 @@ pub fn pod_template(render: &Render<'_>) -> Result<Value, RenderError> {
         let secrets = pod.image_pull_secrets.iter().map(|name| json!({ "name": name }));
         spec["imagePullSecrets"] = secrets.collect();
     }
-    if !pod.node_selector.is_empty() {
-        spec["nodeSelector"] = json!(pod.node_selector);
+    if !node_selector.is_empty() {
+        spec["nodeSelector"] = json!(node_selector);
     }
     if !pod.tolerations.is_empty() {
         spec["tolerations"] = pod.tolerations.iter().map(toleration).collect();
     }
-    Ok(json!({
-        "metadata": { "labels": render.labels(), "annotations": annotations },
-        "spec": spec,
-    }))
 }
 
 /// The user's annotations, and what keeps service meshes out.
@@ -201,7 +206,7 @@ pub(super) fn from_field(name: &str, path: &str) -> Value {
     json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } })
 }
 
-pub(super) fn toleration(spec: &TolerationSpec) -> Value {
+fn toleration(spec: &TolerationSpec) -> Value {
     let mut fields: BTreeMap<&str, &str> = BTreeMap::new();
     fields.extend(spec.key.as_deref().map(|key| ("key", key)));
     let operator = match spec.operator {

@@ -7,7 +7,7 @@
 use serde_json::{Value, json};
 
 use super::child::BACKOFF_LIMIT;
-use super::pod::{from_field, liveness, pod_security, restricted, toleration};
+use super::pod::{admit, from_field, liveness, pod_security, restricted};
 use super::resources::server_share;
 use super::{Render, volumes};
 use crate::backend::kubernetes::names::{
@@ -69,22 +69,7 @@ fn template(render: &Render<'_>, node_selector: &std::collections::BTreeMap<Stri
         "containers": [container(render, first)],
         "volumes": volumes::of_server_pod(render),
     });
-    if let Some(account) = &pod.service_account {
-        spec["serviceAccountName"] = json!(account);
-    }
-    if let Some(class) = &pod.priority_class {
-        spec["priorityClassName"] = json!(class);
-    }
-    if !pod.image_pull_secrets.is_empty() {
-        let secrets = pod.image_pull_secrets.iter().map(|name| json!({ "name": name }));
-        spec["imagePullSecrets"] = secrets.collect();
-    }
-    if !node_selector.is_empty() {
-        spec["nodeSelector"] = json!(node_selector);
-    }
-    if !pod.tolerations.is_empty() {
-        spec["tolerations"] = pod.tolerations.iter().map(toleration).collect();
-    }
+    admit(&mut spec, pod, node_selector);
     json!({ "metadata": { "labels": labels, "annotations": annotations }, "spec": spec })
 }
 
