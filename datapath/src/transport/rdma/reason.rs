@@ -44,11 +44,15 @@ pub enum Reason {
     Flushed,
     /// This worker's job does not allow it.
     NotWanted,
+    /// The device is not on the NUMA node that this worker runs on.
+    WrongNuma,
+    /// Bytes arrive, but far more slowly than they did: packets are lost, or wait.
+    Lossy,
 }
 
 impl Reason {
     /// All of them. Peers tell each other the places here, so new ones come at the end.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::NotBuilt,
         Self::NoLibrary,
         Self::NoDevice,
@@ -66,6 +70,8 @@ impl Reason {
         Self::Refused,
         Self::Flushed,
         Self::NotWanted,
+        Self::WrongNuma,
+        Self::Lossy,
     ];
 
     /// Its number on the wire.
@@ -102,6 +108,8 @@ impl Reason {
             Self::Refused => "refused",
             Self::Flushed => "flushed",
             Self::NotWanted => "not_wanted",
+            Self::WrongNuma => "wrong_numa",
+            Self::Lossy => "lossy",
         }
     }
 
@@ -140,6 +148,12 @@ impl Reason {
             Self::Refused => "look at the kernel's log for the device's driver",
             Self::Flushed => "look for the first failure of the lane",
             Self::NotWanted => "use the same transport policy on all workers",
+            Self::WrongNuma => {
+                "give the worker a device of its own NUMA node, or set `locality: none`, which takes a far one"
+            }
+            Self::Lossy => {
+                "check the fabric for losses (flow control, congestion marks, cables); the lane comes back when it is as fast again"
+            }
         }
     }
 }
