@@ -282,14 +282,14 @@ async fn story(broken: &str) -> (Vec<String>, Duration) {
         "{broken}: {steps} batches, all of them right; {} requests asked again",
         asker.counters().retries
     );
-    let adapter = asker.adapter.clone().unwrap();
+    let rails = asker.rails.clone().unwrap();
     for plane in group.planes {
         timeout(HANG, plane.close()).await.expect("a plane closes");
     }
     drop(fed);
     // What was in doubt was let go of by the device, and not before.
     timeout(HANG, async {
-        while !adapter.is_idle() {
+        while !rails.is_idle() {
             sleep(Duration::from_millis(5)).await;
         }
     })
@@ -364,7 +364,7 @@ async fn a_wrong_key_is_told_and_not_hidden_by_the_other_lane() {
     let dataset = small();
     let order = order(&dataset, 10, Remainder::Drop);
     let group = start(&dataset, &order, [TransportPolicy::PreferRdma; 2]).await;
-    group.planes[1].adapter.as_ref().unwrap().is_lying.store(true, Ordering::Release);
+    group.planes[1].rails.as_ref().unwrap().is_lying.store(true, Ordering::Release);
     let mut feed = group.planes[0].feed(group.feed_config(0, 1, 1)).await.unwrap();
     let FeedEvent::Fault(fault) = timeout(HANG, feed.events.recv()).await.unwrap().unwrap() else { panic!() };
     println!("{fault:?}");
@@ -400,5 +400,5 @@ async fn a_requirement_is_refused_where_the_library_is_hidden() {
     let error = fault::in_full(&with(TransportPolicy::RequireRdma).await.unwrap_err());
     println!("{error}");
     assert!(error.contains("no_library") && error.contains(Reason::NoLibrary.hint()), "{error}");
-    assert!(matches!(with(TransportPolicy::PreferRdma).await.unwrap().adapter, Err(Reason::NoLibrary)));
+    assert!(matches!(with(TransportPolicy::PreferRdma).await.unwrap().rails, Err(Reason::NoLibrary)));
 }

@@ -15,6 +15,21 @@ pub const NODES: &str = "/dev/infiniband";
 /// Places of a table that are looked at: adapters have up to 256, which an index of one byte can name.
 const GIDS_MAX: u16 = 256;
 
+/// Counters of a port that grow when a packet was lost on its way: what the asking side of a read notices. Names of mlx5, irdma,
+/// bnxt_re, efa and rxe (the kernel's `drivers/infiniband`, each driver's list of `rdma_stat_desc`).
+const LOSSES: [&str; 10] = [
+    "packet_seq_err",
+    "implied_nak_seq_err",
+    "local_ack_timeout_err",
+    "out_of_sequence",
+    "missing_resp",
+    "seq_err_naks_rcvd",
+    "to_retransmits",
+    "retrans_pkts",
+    "rcvd_seq_err",
+    "completer_retry_err",
+];
+
 /// One device of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
@@ -60,6 +75,15 @@ pub fn devices(root: &Path) -> Vec<Device> {
 #[must_use]
 pub fn netdevs(root: &Path) -> Vec<String> {
     names(&root.join("class/net"))
+}
+
+/// Packets that a port has lost, as far as its device notices; none where it counts nothing of that.
+#[must_use]
+pub fn lost_packets(root: &Path, device: &str, port: u8) -> Option<u64> {
+    let ports = root.join("class/infiniband").join(device).join("ports");
+    let folder = ports.join(port.to_string()).join("hw_counters");
+    let counts = LOSSES.iter().filter_map(|name| read(&folder.join(name))?.parse::<u64>().ok());
+    counts.reduce(u64::saturating_add)
 }
 
 /// What is there when libibverbs lists no device.
@@ -166,6 +190,19 @@ mod tests {
         assert_eq!((port.number, port.is_up, port.layer), (1, true, LinkLayer::Ethernet));
         assert_eq!(port.gids.iter().map(|entry| entry.index).collect::<Vec<_>>(), [0, 1, 2, 3, 5]);
         assert_eq!(choose(port.layer, &port.gids, &netdevs(root.path())).unwrap().index, 3);
+    }
+
+    #[test]
+    fn losses_are_summed_where_they_are_counted() {
+        let root = tempfile::tempdir().unwrap();
+        roce(root.path());
+        assert_eq!(lost_packets(root.path(), "mlx5_2", 1), None);
+        let counters = "class/infiniband/mlx5_2/ports/1/hw_counters";
+        for (name, count) in [("packet_seq_err", "3\n"), ("out_of_sequence", "4\n"), ("lifespan", "10\n")] {
+            plant(root.path(), &[(&format!("{counters}/{name}"), count)]);
+        }
+        assert_eq!(lost_packets(root.path(), "mlx5_2", 1), Some(7));
+        assert_eq!(lost_packets(root.path(), "mlx5_2", 2), None);
     }
 
     #[test]
