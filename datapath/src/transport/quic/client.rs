@@ -57,7 +57,7 @@ pub(crate) struct Asking<'a> {
     pub(crate) epoch: Instant,
     pub(crate) member: &'a Arc<Member>,
     pub(crate) dataset: [u8; 32],
-    pub(crate) counters: &'a Counting,
+    pub(crate) counters: &'a Arc<Counting>,
     /// The step it is for.
     pub(crate) step: u64,
     /// Whether the owner's copies are under suspicion.

@@ -126,7 +126,8 @@ impl Lane {
         for &rail in &admitted.due {
             let ways = Arc::clone(self.ways(rails));
             let (rails, connection, epoch) = (Arc::clone(rails), connection.clone(), asking.epoch);
-            let probe = Probe { rails, connection, chunk, epoch };
+            let counters = Arc::clone(asking.counters);
+            let probe = Probe { rails, connection, chunk, epoch, counters };
             probes.spawn(async move { probe.run(&ways[rail]).await });
         }
     }
@@ -166,6 +167,7 @@ impl Way {
             Ok(()) => None,
             Err(Stop::Lane(reason)) => {
                 if self.comeback().failed(reason, asking.now()) {
+                    asking.counters.rdma_failures.add(1_u64);
                     let (peer, device) = (connection.remote_address(), self.device(rails));
                     let (word, hint) = (reason.word(), reason.hint());
                     tracing::warn!(%peer, device, reason = word, hint, "an RDMA lane failed");

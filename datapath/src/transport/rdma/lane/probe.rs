@@ -10,6 +10,7 @@ use super::asker::Way;
 use super::pair::{NotLent, Pair, Stop, borrow};
 use super::transfer::TRANSFER_MAX;
 use super::{PIECE_BYTES, Rails};
+use crate::counters::Counting;
 use crate::transport::rdma::goodput::Window;
 use crate::transport::rdma::reason::Reason;
 use crate::transport::rdma::verbs::{Broken, Chain, Remote};
@@ -26,6 +27,7 @@ pub(super) struct Probe {
     pub(super) chunk: Ask,
     /// The moment that times are counted from.
     pub(super) epoch: Instant,
+    pub(super) counters: Arc<Counting>,
 }
 
 impl Probe {
@@ -37,6 +39,7 @@ impl Probe {
         match result {
             Ok(true) => {
                 if way.comeback().succeeded(now) {
+                    self.counters.rdma_returns.add(1_u64);
                     tracing::info!(%peer, device, "the RDMA lane is used again");
                 }
             }
