@@ -30,7 +30,8 @@ use crate::tier::{Tier, TierConfig, TierError};
 use crate::transport::quic::server::{Serving, serve};
 use crate::transport::quic::tls::Identity;
 use crate::transport::quic::{QuicError, QuicLane};
-use crate::transport::rdma::lane::Adapter;
+use crate::transport::rdma::choose::Note;
+use crate::transport::rdma::lane::{Adapter, devices};
 use crate::transport::rdma::reason::Reason;
 
 mod ahead;
@@ -38,6 +39,7 @@ mod lane;
 
 pub use crate::membership::{Membership, Peer};
 pub use crate::select::{PeerId, Role};
+pub use crate::transport::rdma::choose::{DevicesWanted, FarDevices};
 pub use lane::PeerLane;
 
 /// Events of a feed that the worker has not taken yet; beyond it the trainer's acknowledgements wait.
@@ -65,6 +67,8 @@ pub struct PlaneConfig {
     pub transport: TransportPolicy,
     /// What its QUIC lanes take for a full network.
     pub congestion: Congestion,
+    /// Which RDMA devices of the host are its.
+    pub devices: DevicesWanted,
 }
 
 /// What one consumer is to be fed. Steps count over all epochs.
@@ -205,8 +209,11 @@ impl Plane {
     ///
     /// # Errors
     /// As for [`Plane::start`].
-    pub async fn start_on(config: PlaneConfig, device: Option<&str>) -> Result<Self, PlaneError> {
-        let adapter = adapter(config.transport, device)?;
+    pub async fn start_on(mut config: PlaneConfig, device: Option<&str>) -> Result<Self, PlaneError> {
+        if let Some(name) = device {
+            config.devices.names = Some([name.to_owned()].into());
+        }
+        let adapter = adapter(config.transport, &config.devices)?;
         let lane = Arc::new(QuicLane::open(&config.identity, config.bind, config.congestion)?);
         let counters = Arc::new(Counting::default());
         let manifest = config.manifest;
@@ -333,12 +340,25 @@ impl Plane {
 /// This host's device, if the policy wants one and there is one.
 fn adapter(
     policy: TransportPolicy,
-    device: Option<&str>,
+    wanted: &DevicesWanted,
 ) -> Result<Result<Arc<Adapter>, Reason>, PlaneError> {
     if policy == TransportPolicy::Quic {
         return Ok(Err(Reason::NotWanted));
     }
-    let opened = Adapter::open(device);
+    let opened = devices(wanted).and_then(|choice| {
+        let adapter = Adapter::open(&choice.names)?;
+        for Note { device, reason, words } in choice.regrets().filter(|note| note.device == adapter.device())
+        {
+            let reason = reason.word();
+            tracing::warn!(
+                device,
+                reason,
+                words,
+                "an RDMA device is used that is not the one to be wished for"
+            );
+        }
+        Ok(adapter)
+    });
     let found = opened.as_ref().map(|_| ()).map_err(|absence| absence.words.as_str());
     let Some((_, downgraded)) = lane(policy, found) else {
         return Err(PlaneError::NoRdma {

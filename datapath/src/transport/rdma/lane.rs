@@ -28,11 +28,12 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
-use super::VerbsError;
+use super::choose::{Choice, DevicesWanted, choose};
 use super::reason::{Operation, Reason};
 use super::verbs::{
     Access, CompletionQueue, Device, Event, Events, MemoryRegion, Path, ProtectionDomain, Sizes,
 };
+use super::{VerbsError, ask};
 use crate::fault;
 use crate::memory::host::Region;
 use crate::memory::pieces::pieces;
@@ -91,16 +92,21 @@ impl From<VerbsError> for Absence {
     }
 }
 
+/// The devices to use, or why there is none.
+pub(crate) fn devices(wanted: &DevicesWanted) -> Result<Choice, Absence> {
+    let choice = choose(&ask::found()?, wanted);
+    match choice.absence() {
+        Some(note) => Err(VerbsError::saying(Operation::Open, &note.device, note.reason, note.words).into()),
+        None => Ok(choice),
+    }
+}
+
 impl Adapter {
-    /// Opens the device of that name, or the first one that can be used. Needs tokio's runtime.
-    pub(crate) fn open(name: Option<&str>) -> Result<Arc<Self>, Absence> {
-        let names = match name {
-            Some(name) => vec![name.to_owned()],
-            None => Device::list()?,
-        };
+    /// Opens the first of these devices that can be. Needs tokio's runtime.
+    pub(crate) fn open(names: &[String]) -> Result<Arc<Self>, Absence> {
         let mut first = None;
         for name in names {
-            match Self::on(&name) {
+            match Self::on(name) {
                 Ok(adapter) => return Ok(Arc::new(adapter)),
                 Err(error) => _ = first.get_or_insert(error),
             }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use quinn::Connection;
 
+use super::choose::{Choice, DevicesWanted};
 use super::comeback::Admission;
 use super::endpoint::Endpoint;
 use super::reason::Reason;
@@ -24,9 +25,18 @@ pub(crate) struct Absence {
     pub(crate) words: String,
 }
 
+fn not_built() -> Absence {
+    Absence { reason: Reason::NotBuilt, words: "this build has no RDMA lane".to_owned() }
+}
+
+/// There are none for this build.
+pub(crate) fn devices(_wanted: &DevicesWanted) -> Result<Choice, Absence> {
+    Err(not_built())
+}
+
 impl Adapter {
-    pub(crate) fn open(_name: Option<&str>) -> Result<Arc<Self>, Absence> {
-        Err(Absence { reason: Reason::NotBuilt, words: "this build has no RDMA lane".to_owned() })
+    pub(crate) fn open(_names: &[String]) -> Result<Arc<Self>, Absence> {
+        Err(not_built())
     }
 
     pub(crate) fn device(&self) -> &str {
