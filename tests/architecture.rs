@@ -26,6 +26,7 @@ const PURE: &[&str] = &[
     "datapath/src/session/",
     "datapath/src/cache/depth.rs",
     "datapath/src/tier/shelf.rs",
+    "datapath/src/transport/rdma/choose.rs",
     "datapath/src/transport/rdma/comeback.rs",
     "datapath/src/transport/rdma/endpoint.rs",
     "datapath/src/transport/rdma/gid.rs",

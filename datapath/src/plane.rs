@@ -38,6 +38,7 @@ mod lane;
 
 pub use crate::membership::{Membership, Peer};
 pub use crate::select::{PeerId, Role};
+pub use crate::transport::rdma::choose::{DevicesWanted, FarDevices};
 pub use lane::PeerLane;
 
 /// Events of a feed that the worker has not taken yet; beyond it the trainer's acknowledgements wait.
@@ -65,6 +66,8 @@ pub struct PlaneConfig {
     pub transport: TransportPolicy,
     /// What its QUIC lanes take for a full network.
     pub congestion: Congestion,
+    /// Which RDMA devices of the host are its.
+    pub devices: DevicesWanted,
 }
 
 /// What one consumer is to be fed. Steps count over all epochs.
@@ -205,8 +208,11 @@ impl Plane {
     ///
     /// # Errors
     /// As for [`Plane::start`].
-    pub async fn start_on(config: PlaneConfig, device: Option<&str>) -> Result<Self, PlaneError> {
-        let rails = rails(config.transport, device)?;
+    pub async fn start_on(mut config: PlaneConfig, devices: Option<&str>) -> Result<Self, PlaneError> {
+        if let Some(names) = devices {
+            config.devices.names = Some(names.split(',').map(|name| name.trim().to_owned()).collect());
+        }
+        let rails = rails(config.transport, &config.devices)?;
         let lane = Arc::new(QuicLane::open(&config.identity, config.bind, config.congestion)?);
         let counters = Arc::new(Counting::default());
         let manifest = config.manifest;
@@ -331,13 +337,11 @@ impl Plane {
 }
 
 /// This host's devices, if the policy wants them and there are some.
-fn rails(policy: TransportPolicy, devices: Option<&str>) -> Result<Result<Arc<Rails>, Reason>, PlaneError> {
+fn rails(policy: TransportPolicy, wanted: &DevicesWanted) -> Result<Result<Arc<Rails>, Reason>, PlaneError> {
     if policy == TransportPolicy::Quic {
         return Ok(Err(Reason::NotWanted));
     }
-    let names: Option<Vec<String>> =
-        devices.map(|names| names.split(',').map(|name| name.trim().to_owned()).collect());
-    let opened = Rails::open(names.as_deref());
+    let opened = Rails::open(wanted);
     let found = opened.as_ref().map(|_| ()).map_err(|absence| absence.words.as_str());
     let Some((_, downgraded)) = lane(policy, found) else {
         return Err(PlaneError::NoRdma {

@@ -78,6 +78,7 @@ async fn run(plan: Run) -> Result<serde_json::Value, Failure> {
         tier: None,
         transport: TransportPolicy::Quic,
         congestion: Congestion::Fixed,
+        devices: Default::default(),
     })
     .await?;
     let me = PeerId(0);

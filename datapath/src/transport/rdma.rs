@@ -4,6 +4,8 @@
 
 use std::io;
 
+pub mod ask;
+pub mod choose;
 pub mod comeback;
 pub mod endpoint;
 pub mod gid;

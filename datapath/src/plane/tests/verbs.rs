@@ -33,41 +33,50 @@ fn has_devices() -> bool {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the switches of a test")]
-fn variable(name: &str) -> Option<String> {
+pub(super) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// The reasons of all warnings.
+/// The reasons of all warnings, and of all other news.
 #[derive(Debug)]
-struct Warnings;
+pub(super) struct Told;
 
+static NEWS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static REASONS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-impl Warnings {
-    fn listen() {
+impl Told {
+    pub(super) fn listen() {
         static ONCE: OnceLock<()> = OnceLock::new();
         ONCE.get_or_init(|| tracing::subscriber::set_global_default(Self).unwrap());
         REASONS.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        NEWS.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    fn reasons() -> Vec<String> {
+    pub(super) fn reasons() -> Vec<String> {
         REASONS.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn news() -> Vec<String> {
+        NEWS.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-impl Visit for Warnings {
+/// Keeps what is told.
+struct Kept(&'static Mutex<Vec<String>>);
+
+impl Visit for Kept {
     fn record_str(&mut self, field: &Field, value: &str) {
         if field.name() == "reason" {
-            REASONS.lock().unwrap_or_else(PoisonError::into_inner).push(value.to_owned());
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(value.to_owned());
         }
     }
 
     fn record_debug(&mut self, _field: &Field, _value: &dyn fmt::Debug) {}
 }
 
-impl tracing::Subscriber for Warnings {
+impl tracing::Subscriber for Told {
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        *metadata.level() <= tracing::Level::WARN
+        *metadata.level() <= tracing::Level::INFO
     }
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
         span::Id::from_u64(1)
@@ -75,7 +84,8 @@ impl tracing::Subscriber for Warnings {
     fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
     fn event(&self, event: &tracing::Event<'_>) {
-        event.record(&mut Self);
+        let is_warning = *event.metadata().level() <= tracing::Level::WARN;
+        event.record(&mut Kept(if is_warning { &REASONS } else { &NEWS }));
     }
     fn enter(&self, _: &span::Id) {}
     fn exit(&self, _: &span::Id) {}
@@ -101,7 +111,12 @@ async fn start(dataset: &Dataset, order: &Order, policies: [TransportPolicy; 2])
     group
 }
 
-fn config(identity: Identity, dataset: &Dataset, order: &Order, transport: TransportPolicy) -> PlaneConfig {
+pub(super) fn config(
+    identity: Identity,
+    dataset: &Dataset,
+    order: &Order,
+    transport: TransportPolicy,
+) -> PlaneConfig {
     PlaneConfig {
         identity,
         bind: [127, 0, 0, 1].into(),
@@ -112,6 +127,7 @@ fn config(identity: Identity, dataset: &Dataset, order: &Order, transport: Trans
         tier: None,
         transport,
         congestion: Congestion::Fixed,
+        devices: DevicesWanted::default(),
     }
 }
 
@@ -190,10 +206,10 @@ fn system(command: &str) {
 }
 
 /// Mends the cable when the test ends, however it ends.
-struct Mended;
+pub(super) struct Mended;
 
 impl Mended {
-    fn now() {
+    pub(super) fn now() {
         // There may be nothing to remove.
         drop(Command::new("tc").args(["qdisc", "del", "dev", "vb", "root"]).output());
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/rig/rdma/fabric.sh");
@@ -223,7 +239,7 @@ async fn grown(plane: &Plane, count: impl Fn(Counters) -> u64) -> Duration {
 
 /// Breaks the fabric while a trainer is fed, and mends it again: every batch is what it should be, and the lane comes back.
 async fn story(broken: &str) -> (Vec<String>, Duration) {
-    Warnings::listen();
+    Told::listen();
     let dataset = large();
     let order = order(&dataset, 10, Remainder::Drop);
     let group = start(&dataset, &order, [TransportPolicy::PreferRdma; 2]).await;
@@ -267,7 +283,7 @@ async fn story(broken: &str) -> (Vec<String>, Duration) {
         sleep(Duration::from_millis(1)).await;
     }
     let took = pulled.elapsed();
-    let reasons = Warnings::reasons();
+    let reasons = Told::reasons();
     println!("{broken}: took {breaking:?}; the first byte over QUIC {took:?} after its begin, {reasons:?}");
     for _ in 0..20 {
         grown(asker, |counters| counters.quic_in_bytes).await;
@@ -339,7 +355,7 @@ async fn an_owner_without_the_lane_is_asked_over_quic() {
     if !has_devices() {
         return;
     }
-    Warnings::listen();
+    Told::listen();
     let dataset = small();
     let order = order(&dataset, 10, Remainder::Drop);
     let group = start(&dataset, &order, [TransportPolicy::PreferRdma, TransportPolicy::Quic]).await;
@@ -349,7 +365,7 @@ async fn an_owner_without_the_lane_is_asked_over_quic() {
     let mine = spawn_blocking(move || Trainer::attach(&name).consume());
     timeout(HANG, mine).await.unwrap().unwrap();
     fed.await.unwrap();
-    assert_eq!(Warnings::reasons(), ["not_wanted"]);
+    assert_eq!(Told::reasons(), ["not_wanted"]);
     let counters = group.planes[0].counters();
     assert_eq!((counters.rdma_in_bytes, counters.retries), (0, 0));
     assert!(counters.quic_in_bytes > 0);
@@ -360,7 +376,7 @@ async fn a_wrong_key_is_told_and_not_hidden_by_the_other_lane() {
     if !has_devices() {
         return;
     }
-    Warnings::listen();
+    Told::listen();
     let dataset = small();
     let order = order(&dataset, 10, Remainder::Drop);
     let group = start(&dataset, &order, [TransportPolicy::PreferRdma; 2]).await;
@@ -370,7 +386,7 @@ async fn a_wrong_key_is_told_and_not_hidden_by_the_other_lane() {
     println!("{fault:?}");
     assert_eq!(fault.reason, fault::LANE_BROKEN);
     assert!(fault.message.contains(Reason::RemoteAccess.word()), "{}", fault.message);
-    assert_eq!(Warnings::reasons(), ["remote_access"]);
+    assert_eq!(Told::reasons(), ["remote_access"]);
     let counters = group.planes[0].counters();
     assert_eq!((counters.rdma_in_bytes, counters.quic_in_bytes), (0, 0));
 }

@@ -38,9 +38,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::spawn_blocking;
 
 use self::adapter::Adapter;
-use super::VerbsError;
+use super::choose::{DevicesWanted, Note, choose};
 use super::reason::{Operation, Reason};
-use super::verbs::{Device, Path, Sizes};
+use super::verbs::{Path, Sizes};
+use super::{VerbsError, ask};
 use crate::fault;
 
 /// Bytes that are read into one piece at the most: large enough that a request is cheap beside its bytes, and in a core's cache when
@@ -89,25 +90,37 @@ impl From<VerbsError> for Absence {
 }
 
 impl Rails {
-    /// Opens the devices of those names, or all that there are; those that cannot be used are left out. Needs tokio's runtime.
-    pub(crate) fn open(names: Option<&[String]>) -> Result<Arc<Self>, Absence> {
-        let names = match names {
-            Some(names) => names.to_vec(),
-            None => Device::list()?,
-        };
+    /// Opens the devices that this worker is to use; those that cannot be opened are left out. Needs tokio's runtime.
+    pub(crate) fn open(wanted: &DevicesWanted) -> Result<Arc<Self>, Absence> {
+        let choice = choose(&ask::found()?, wanted);
+        if let Some(note) = choice.absence() {
+            return Err(VerbsError::saying(Operation::Open, &note.device, note.reason, note.words).into());
+        }
         let (mut rails, mut first) = (Vec::new(), None);
-        for name in names {
+        for name in &choice.names {
             if rails.len() == RAILS_MAX {
                 tracing::info!(device = name, most = RAILS_MAX, "a device is not used: there are enough");
                 continue;
             }
-            match Adapter::open(&name) {
-                Ok(adapter) => rails.push(Rail { name, current: Mutex::new(Arc::new(adapter)) }),
+            match Adapter::open(name) {
+                Ok(adapter) => {
+                    rails.push(Rail { name: name.clone(), current: Mutex::new(Arc::new(adapter)) })
+                }
                 Err(error) => {
                     tracing::debug!(%error, "a device is not used");
                     first.get_or_insert(error);
                 }
             }
+        }
+        let is_used = |note: &&Note| rails.iter().any(|rail| rail.name == note.device);
+        for Note { device, reason, words } in choice.regrets().filter(is_used) {
+            let reason = reason.word();
+            tracing::warn!(
+                device,
+                reason,
+                words,
+                "an RDMA device is used that is not the one to be wished for"
+            );
         }
         if rails.is_empty() {
             let none =

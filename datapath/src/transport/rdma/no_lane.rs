@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use quinn::Connection;
 
+use super::choose::DevicesWanted;
 use super::endpoint::Endpoint;
 use super::reason::Reason;
 use crate::cache::Held;
@@ -24,7 +25,7 @@ pub(crate) struct Absence {
 }
 
 impl Rails {
-    pub(crate) fn open(_names: Option<&[String]>) -> Result<Arc<Self>, Absence> {
+    pub(crate) fn open(_wanted: &DevicesWanted) -> Result<Arc<Self>, Absence> {
         Err(Absence { reason: Reason::NotBuilt, words: "this build has no RDMA lane".to_owned() })
     }
 
