@@ -9,7 +9,9 @@ use std::process::Command;
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use super::verbs::{Mended, Told, config, variable};
+use super::verbs::fabric::Mended;
+use super::verbs::warnings::Warnings;
+use super::verbs::{config, variable};
 use super::*;
 use crate::fault;
 
@@ -75,13 +77,13 @@ fn a_worker_takes_the_device_of_its_node_and_its_memory_there() {
     }
     for (node, expected) in [(0, "rxe_a"), (1, "rxe_b")] {
         on_node(node, async move || {
-            Told::listen();
+            Warnings::listen();
             let plane = start(TransportPolicy::RequireRdma, &[node], FarDevices::Refused).await.unwrap();
             assert_eq!(device(&plane), Ok(expected.to_owned()));
             let pages = pages();
             println!("bound to node {node}: {expected}, and pages by node {pages:?}");
             assert_eq!(pages, BTreeMap::from([(node, POOL_BYTES / PAGE_BYTES)]));
-            assert_eq!(Told::reasons(), [""; 0], "there is nothing to regret");
+            assert_eq!(Warnings::reasons(), [""; 0], "there is nothing to regret");
             plane.close().await;
         });
     }
@@ -95,25 +97,25 @@ fn with_only_the_far_device_left_the_jobs_locality_decides() {
     let mended = Mended;
     assert!(Command::new("rdma").args(["link", "del", "rxe_b"]).status().unwrap().success());
     on_node(1, async || {
-        Told::listen();
+        Warnings::listen();
         let refused = start(TransportPolicy::RequireRdma, &[1], FarDevices::Refused).await;
         let words = fault::in_full(&refused.unwrap_err());
         println!("require-rdma: {words}");
         assert!(words.contains("wrong_numa") && words.contains(Reason::WrongNuma.hint()), "{words}");
         assert!(words.contains("it is on NUMA node 0, not on 1"), "{words}");
 
-        Told::listen();
+        Warnings::listen();
         let plane = start(TransportPolicy::PreferRdma, &[1], FarDevices::Refused).await.unwrap();
         assert_eq!(device(&plane), Err(Reason::WrongNuma));
-        let news = Told::news();
+        let news = Warnings::mentioned();
         println!("prefer-rdma: {news:?}");
         assert_eq!(news.iter().filter(|news| news.contains("wrong_numa")).count(), 1, "{news:?}");
         plane.close().await;
 
-        Told::listen();
+        Warnings::listen();
         let plane = start(TransportPolicy::RequireRdma, &[1], FarDevices::Used).await.unwrap();
         assert_eq!(device(&plane), Ok("rxe_a".to_owned()));
-        assert_eq!(Told::reasons(), ["wrong_numa"]);
+        assert_eq!(Warnings::reasons(), ["wrong_numa"]);
         let nodes: BTreeSet<u32> = pages().into_keys().collect();
         assert_eq!(nodes, BTreeSet::from([1]), "the memory is the worker's all the same");
         plane.close().await;
