@@ -166,6 +166,10 @@ impl Way {
         let instead = match result {
             Ok(()) => None,
             Err(Stop::Lane(reason)) => {
+                let reason = match &pair {
+                    Ok(pair) => pair.named(reason).await,
+                    Err(_) => reason,
+                };
                 if self.comeback().failed(reason, asking.now()) {
                     asking.counters.rdma_failures.add(1_u64);
                     let (peer, device) = (connection.remote_address(), self.device(rails));

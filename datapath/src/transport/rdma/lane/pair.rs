@@ -27,6 +27,9 @@ const BRING_UP_MAX: Duration = Duration::from_secs(2);
 /// that stand still, as those of a stopped process do.
 const LEASE_TRUST: Duration = Duration::from_secs(5);
 
+/// How long after its consequences the device tells what has happened to it: its port goes down in several steps.
+const TELLING_MAX: Duration = Duration::from_millis(20);
+
 const _: () =
     assert!(LEASE_TRUST.as_millis() + TRANSFER_MAX.as_millis() < LEASE_MAX.as_millis(), "it ends in time");
 
@@ -96,6 +99,21 @@ impl From<VerbsError> for Stop {
 impl Lent {
     pub(super) fn is_old(&self) -> bool {
         self.asked.elapsed() > LEASE_TRUST
+    }
+}
+
+impl Pair {
+    /// A failure by its cause: what a queue pair says of itself may come before the device tells why.
+    pub(super) async fn named(&self, reason: Reason) -> Reason {
+        if !matches!(reason, Reason::DeviceFatal | Reason::Flushed) {
+            return reason;
+        }
+        let mut trouble = self.adapter.trouble.clone();
+        let told = timeout(TELLING_MAX, trouble.wait_for(|trouble| trouble.count != self.troubles)).await;
+        match told {
+            Ok(Ok(trouble)) => trouble.last,
+            _ => reason,
+        }
     }
 }
 
