@@ -24,6 +24,7 @@ pub(super) mod fabric;
 mod fed;
 mod limits;
 mod peers;
+mod rails;
 pub(super) mod warnings;
 
 use fabric::on_cable;
