@@ -2,11 +2,11 @@
 //! slots, every sample's CRC compared in its slot.
 //!
 //! `verbs_feed FOLDER SAMPLE_BYTES require-rdma|quic [--devices A,…] [--peers B,…] [--asker IP] [--owner IP] [--batch BYTES]
-//! [--epochs N]`. Both planes are in this process, each with threads of its own: the asker on the first of the devices, the owner on
-//! the first of the peers. The owner is a data server, so it owns every chunk. The first epoch is not counted: it fills the owner's
+//! [--epochs N]`. Both planes are in this process, each with threads of its own: the asker on these devices, the owner on the
+//! peers. The owner is a data server, so it owns every chunk. The first epoch is not counted: it fills the owner's
 //! cache. `benches/run rdma` runs it beside perftest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -19,7 +19,9 @@ use benches::{Failure, identities};
 use datapath::Counters;
 use datapath::dataset::{Dtype, Manifest, RecordLayout, index};
 use datapath::order::{Consumer, Order, OrderSpec, Remainder, Shuffle};
-use datapath::plane::{Feed, FeedConfig, FeedEvent, Membership, Peer, PeerId, Plane, PlaneConfig, Role};
+use datapath::plane::{
+    DevicesWanted, Feed, FeedConfig, FeedEvent, Membership, Peer, PeerId, Plane, PlaneConfig, Role,
+};
 use datapath::select::{Congestion, TransportPolicy};
 use datapath::store::Store;
 use datapath::transport::quic::tls::{Identity, fingerprint};
@@ -55,7 +57,7 @@ struct Run {
 /// Where a plane is.
 struct Place {
     address: IpAddr,
-    devices: Vec<String>,
+    devices: BTreeSet<String>,
 }
 
 /// What has been used until now.
@@ -141,12 +143,12 @@ async fn measure(run: &Run, owning: &Runtime) -> Result<serde_json::Value, Failu
         tier: None,
         transport: run.policy,
         congestion: Congestion::Fixed,
+        devices: DevicesWanted { names: Some(place.devices.clone()), ..DevicesWanted::default() },
     };
     let own = config(serving, &run.owner, Store::open(&run.folder).await?);
-    let device = run.owner.devices.first().cloned();
-    let owner = owning.spawn(async move { Plane::start_on(own, device.as_deref()).await }).await??;
+    let owner = owning.spawn(Plane::start(own)).await??;
     let own = config(asking, &run.asker, Store::open(&run.folder).await?);
-    let asker = Plane::start_on(own, run.asker.devices.first().map(String::as_str)).await?;
+    let asker = Plane::start(own).await?;
     let peer = |id, name: &str, plane: &Plane, fingerprint, role| Peer {
         id,
         addr: plane.local_addr(),
@@ -215,7 +217,7 @@ async fn follow(
         "owner_cpu_s": end.owner.total() - start.owner.total(),
         "owner_kernel_cpu_s": end.owner.kernel_s - start.owner.kernel_s,
         "retries": end.counters.retries - start.counters.retries,
-        "devices": 1,
+        "devices": run.asker.devices.len(),
     }))
 }
 

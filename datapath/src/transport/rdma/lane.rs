@@ -74,6 +74,15 @@ pub(crate) struct Rails {
 struct Rail {
     name: String,
     current: Mutex<Arc<Adapter>>,
+    /// Held by whoever opens it again: the others wait for that one.
+    opening: tokio::sync::Mutex<()>,
+}
+
+impl Rail {
+    fn new(name: &str, adapter: Adapter) -> Self {
+        let current = Mutex::new(Arc::new(adapter));
+        Self { name: name.to_owned(), current, opening: tokio::sync::Mutex::default() }
+    }
 }
 
 /// Why there is no lane on this host.
@@ -103,9 +112,7 @@ impl Rails {
                 continue;
             }
             match Adapter::open(name) {
-                Ok(adapter) => {
-                    rails.push(Rail { name: name.clone(), current: Mutex::new(Arc::new(adapter)) })
-                }
+                Ok(adapter) => rails.push(Rail::new(name, adapter)),
                 Err(error) => {
                     tracing::debug!(%error, "a device is not used");
                     first.get_or_insert(error);
@@ -167,21 +174,27 @@ impl Rail {
     /// changed since the last.
     async fn ready(&self) -> Result<(Arc<Adapter>, Path), VerbsError> {
         let adapter = self.adapter();
-        if !adapter.is_lost() {
-            match adapter.device.path() {
-                Err(error) if matches!(error.reason, Reason::NoDevice | Reason::DeviceFatal) => {}
-                found => return found.map(|path| (adapter, path)),
-            }
+        match adapter.way() {
+            Some(found) => found.map(|path| (adapter, path)),
+            None => self.open_again(&adapter).await,
         }
-        let name = self.name.clone();
-        // Its pool's pages are pinned by that.
-        let opened = spawn_blocking(move || Adapter::open(&name)).await;
-        let stopped =
-            |_| VerbsError::saying(Operation::Open, &self.name, Reason::Flushed, "the runtime stops");
-        let adapter = Arc::new(opened.map_err(stopped)??);
+    }
+
+    /// In place of `lost`, unless somebody else has been faster.
+    async fn open_again(&self, lost: &Arc<Adapter>) -> Result<(Arc<Adapter>, Path), VerbsError> {
+        let _alone = self.opening.lock().await;
+        let mut adapter = self.adapter();
+        if Arc::ptr_eq(&adapter, lost) {
+            let name = self.name.clone();
+            // Its pool's pages are pinned by that.
+            let opened = spawn_blocking(move || Adapter::open(&name)).await;
+            let stopped =
+                |_| VerbsError::saying(Operation::Open, &self.name, Reason::Flushed, "the runtime stops");
+            adapter = Arc::new(opened.map_err(stopped)??);
+            tracing::info!(device = self.name, "an RDMA device was opened again");
+            *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&adapter);
+        }
         let path = adapter.device.path()?;
-        tracing::info!(device = self.name, "an RDMA device was opened again");
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&adapter);
         Ok((adapter, path))
     }
 }

@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::path::Path as FilePath;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::{ANSWERING, ANSWERING_MAX, PIECE_BYTES, POOL_BYTES};
 use crate::fault;
@@ -19,6 +21,9 @@ use crate::transport::rdma::verbs::{
 };
 use crate::transport::rdma::{VerbsError, sysfs};
 
+/// How old a device's count of losses may be.
+const COUNTS_AGE: Duration = Duration::from_millis(100);
+
 /// An open device.
 pub(super) struct Adapter {
     pub(super) device: Device,
@@ -30,6 +35,8 @@ pub(super) struct Adapter {
     pub(super) answers: Arc<CompletionQueue>,
     pub(super) answering: Arc<Semaphore>,
     pub(super) trouble: watch::Receiver<Trouble>,
+    /// What was last counted of which port, and when.
+    counted: Mutex<Option<(Instant, u8, Option<u64>)>>,
     /// Nothing of it works any more.
     is_lost: Arc<AtomicBool>,
     listener: JoinHandle<()>,
@@ -60,16 +67,47 @@ impl Adapter {
             tokio::spawn(listen(device.events()?, device.clone(), path, told, Arc::clone(&is_lost)));
         let answering = Arc::new(Semaphore::new(usize::try_from(ANSWERING_MAX).unwrap_or(0)));
         let pool = PiecePool::new(pieces);
-        Ok(Self { device, domain, memory, pool, answers, answering, trouble, is_lost, listener })
+        Ok(Self {
+            device,
+            domain,
+            memory,
+            pool,
+            answers,
+            answering,
+            trouble,
+            counted: Mutex::default(),
+            is_lost,
+            listener,
+        })
     }
 
-    /// Whether nothing of it works any more, so that it is to be opened again.
-    pub(super) fn is_lost(&self) -> bool {
-        self.is_lost.load(Ordering::Acquire)
+    /// The way from it into the fabric; none when nothing of it works any more, so that it is to be opened again.
+    pub(super) fn way(&self) -> Option<Result<Path, VerbsError>> {
+        if self.is_lost.load(Ordering::Acquire) {
+            return None;
+        }
+        match self.device.path() {
+            Err(error) if matches!(error.reason, Reason::NoDevice | Reason::DeviceFatal) => None,
+            found => Some(found),
+        }
     }
 
-    /// Packets that a port has lost, as far as its device notices and counts it.
+    /// Packets that a port has lost, as far as its device notices and counts it; not asked more often than each [`COUNTS_AGE`], as
+    /// some devices ask their firmware.
     pub(super) fn lost_packets(&self, port: u8) -> Option<u64> {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        match *counted {
+            Some((when, of, lost)) if of == port && when.elapsed() < COUNTS_AGE => lost,
+            _ => {
+                let lost = self.lost_packets_now(port);
+                *counted = Some((Instant::now(), port, lost));
+                lost
+            }
+        }
+    }
+
+    /// The same, asked now.
+    pub(super) fn lost_packets_now(&self, port: u8) -> Option<u64> {
         sysfs::lost_packets(FilePath::new(sysfs::SYSFS), self.device.name(), port)
     }
 

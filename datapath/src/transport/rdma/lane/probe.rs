@@ -67,7 +67,7 @@ impl Probe {
             Err(NotLent::Refused(_)) => return Ok(false),
             Err(NotLent::Stop(stop)) => return Err(lane(stop)),
         };
-        let counted = || pair.adapter.lost_packets(pair.path.port);
+        let counted = || pair.adapter.lost_packets_now(pair.path.port);
         let (before, begun) = (counted(), self.epoch.elapsed());
         let mut bytes = 0;
         for read in 0..READS {
