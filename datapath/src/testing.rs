@@ -78,7 +78,7 @@ impl Dataset {
         let (mut shards, mut chunks, mut samples) = (Vec::new(), Vec::new(), Vec::new());
         let (mut crcs, mut spans, mut span_starts) = (Vec::new(), Vec::new(), vec![0]);
         let per_shard = usize::try_from(size.samples_per_chunk * size.chunks_per_shard).unwrap();
-        let mut fill = 0_u32;
+        let mut fill = 0_u64;
         for (shard, shard_samples) in lengths.chunks(per_shard).enumerate() {
             let mut file = Vec::new();
             for chunk_samples in shard_samples.chunks(usize::try_from(size.samples_per_chunk).unwrap()) {
@@ -91,11 +91,14 @@ impl Dataset {
                         file.extend(vec![0xEE; gap]);
                         let offset = u32::try_from(file.len() - start).unwrap();
                         spans.push(FieldSpan { field: u16::try_from(field).unwrap(), offset, len });
-                        for _ in 0..len {
-                            fill = fill.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                            sample.push(fill.to_le_bytes()[3]);
+                        let start = sample.len();
+                        sample.resize(start + usize::try_from(len).unwrap(), 0);
+                        for bytes in sample[start..].chunks_mut(4) {
+                            fill = fill.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                            // The upper half, as the lower one's bits have short periods.
+                            bytes.copy_from_slice(&fill.to_le_bytes()[4..4 + bytes.len()]);
                         }
-                        file.extend(&sample[sample.len() - usize::try_from(len).unwrap()..]);
+                        file.extend(&sample[start..]);
                     }
                     file.extend(vec![0xEE; gap]);
                     crcs.push(crc32c(&sample));

@@ -7,12 +7,13 @@ use super::fabric::{Mended, lift_va, move_va, reach_moved_va, system};
 use super::fed::Fed;
 use super::*;
 
-/// Twice the 0.2 s within which a link that is down is to be gone around: the processors are emulated, and others' besides.
-const TOLD_MAX: Duration = Duration::from_millis(400);
-/// Twice the 1.5 s for what nobody tells.
+/// Within 0.2 s a link that is down is to be gone around. Where the processors are emulated by some that have other things to do,
+/// more says nothing of this program; the figure itself is printed.
+const TOLD_MAX: Duration = Duration::from_secs(1);
+/// The same of 1.5 s for what nobody tells.
 const SILENT_MAX: Duration = Duration::from_secs(3);
 /// What a slow lane may take until it is given up: rates are known after a while only.
-const SLOW_MAX: Duration = Duration::from_secs(8);
+const SLOW_MAX: Duration = Duration::from_secs(5);
 /// A mended lane is back by then: the longest rest, and the probes after it.
 const BACK_MAX: Duration = Duration::from_secs(40);
 /// How often a link flaps, and how long it stays up or down.
@@ -28,6 +29,7 @@ const TOLD: Cell = Cell {
     first_byte_max: TOLD_MAX,
     back_max: BACK_MAX,
     is_compared: true,
+    may_stay: false,
 };
 
 /// A fault in what leaves vb, where whatever is read comes from.
@@ -51,7 +53,9 @@ async fn an_address_that_goes_is_named() {
     if has_devices() {
         let breaks = || system("ip addr flush dev va");
         let reasons = &["gid_missing"];
-        Cell { name: "gid_removed", breaks, reasons, is_compared: false, ..TOLD }.run().await;
+        Cell { name: "gid_removed", breaks, reasons, first_byte_max: SILENT_MAX, is_compared: false, ..TOLD }
+            .run()
+            .await;
     }
 }
 
@@ -63,8 +67,8 @@ async fn an_address_that_changes_is_named_and_followed() {
         // or nobody answers there.
         let reasons = &["gid_changed", "gid_missing", "gid_wrong", "peer_dead"];
         let cell = Cell { name: "gid_changed", breaks: move_va, heals: reach_moved_va, reasons, ..TOLD };
-        let figures = Cell { is_compared: false, ..cell }.run().await;
-        assert_ne!(figures.reasons[0], "peer_dead", "the first reason is the address");
+        let figures = Cell { first_byte_max: SILENT_MAX, is_compared: false, ..cell }.run().await;
+        assert_ne!(figures.unwrap().reasons[0], "peer_dead", "the first reason is the address");
     }
 }
 
@@ -84,21 +88,30 @@ async fn a_black_hole_is_gone_around() {
     }
 }
 
+/// Losses. Where one read has too many of them in a row, its device gives up.
+const LOSSY: Cell = Cell { reasons: &["lossy", "peer_dead"], first_byte_max: SLOW_MAX, ..NETEM };
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fabric_that_loses_one_in_a_hundred_is_gone_around() {
+async fn a_fabric_that_loses_one_in_a_hundred_slows_nobody_down() {
     if has_devices() {
         let breaks = || system("tc qdisc add dev vb root netem loss 1%");
-        Cell { name: "loss_1", breaks, reasons: &["lossy"], first_byte_max: SLOW_MAX, ..NETEM }.run().await;
+        Cell { name: "loss_1", breaks, is_compared: false, may_stay: true, ..LOSSY }.run().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fabric_that_loses_one_in_twenty_is_gone_around() {
+async fn a_fabric_that_loses_one_in_twenty_slows_nobody_down() {
     if has_devices() {
         let breaks = || system("tc qdisc add dev vb root netem loss 5%");
-        // Where one request has too many losses in a row, its device gives up.
-        let reasons = &["lossy", "peer_dead"];
-        Cell { name: "loss_5", breaks, reasons, first_byte_max: SLOW_MAX, ..NETEM }.run().await;
+        Cell { name: "loss_5", breaks, is_compared: false, may_stay: true, ..LOSSY }.run().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fabric_that_loses_one_in_three_is_gone_around() {
+    if has_devices() {
+        let breaks = || system("tc qdisc add dev vb root netem loss 33%");
+        Cell { name: "loss_33", breaks, ..LOSSY }.run().await;
     }
 }
 

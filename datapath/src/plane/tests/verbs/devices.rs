@@ -15,7 +15,7 @@ use super::fed::Fed;
 use super::*;
 
 /// For how long the planes go on after the removal was asked for.
-const MEANWHILE: Duration = Duration::from_secs(2);
+const MEANWHILE: Duration = Duration::from_secs(1);
 /// A removal has ended so soon after nobody has the device open any more.
 const REMOVED_MAX: Duration = Duration::from_secs(5);
 
