@@ -152,6 +152,7 @@ impl Link {
     }
 
     pub(crate) async fn close(&self) {
+        self.verbs.close();
         if let Some(open) = self.way.lock().await.open.take() {
             open.connection.close(VarInt::from_u32(Refusal::Fenced.code().into()), b"fenced");
         }

@@ -28,7 +28,7 @@ pub struct DevicesWanted {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FarDevices {
-    /// One is used where there is no near one.
+    /// They are used where there is no near one.
     #[default]
     Used,
     /// They are as good as missing.

@@ -28,8 +28,8 @@ pub enum Comeback {
     Usable {
         /// Failures in a row before its return; 0 when it never failed.
         failures: u32,
-        /// From then on they are forgotten.
-        proven: Duration,
+        /// When it returned.
+        since: Duration,
     },
     /// It may not be used yet.
     Resting {
@@ -51,7 +51,7 @@ pub enum Comeback {
 
 impl Default for Comeback {
     fn default() -> Self {
-        Self::Usable { failures: 0, proven: Duration::ZERO }
+        Self::Usable { failures: 0, since: Duration::ZERO }
     }
 }
 
@@ -62,7 +62,7 @@ pub enum Admission {
     Use,
     /// Another lane must do.
     Other,
-    /// Another lane must do, and whoever asked begins a probe.
+    /// Another lane must do, and a probe is due.
     Probe,
     /// It must not be hidden that this one is broken.
     Broken(Reason),
@@ -70,43 +70,53 @@ pub enum Admission {
 
 impl Comeback {
     /// Whether a request may use it now.
-    pub fn admit(&mut self, now: Duration) -> Admission {
+    #[must_use]
+    pub fn admit(&self, now: Duration) -> Admission {
         match *self {
             Self::Usable { .. } => Admission::Use,
             Self::Broken(reason) => Admission::Broken(reason),
             Self::Resting { until, .. } | Self::Probing { until, .. } if now < until => Admission::Other,
-            Self::Resting { failures, .. } | Self::Probing { failures, .. } => {
-                *self = Self::Probing { until: now + rest(failures).max(PROBE_MAX), failures };
-                Admission::Probe
-            }
+            Self::Resting { .. } | Self::Probing { .. } => Admission::Probe,
         }
     }
 
-    /// A probe went well. Says whether it may be used again by that.
-    pub fn succeeded(&mut self, now: Duration) -> bool {
-        match *self {
-            Self::Probing { failures, .. } => {
-                *self = Self::Usable { failures, proven: now + PROOF };
-                true
-            }
-            Self::Usable { .. } | Self::Resting { .. } | Self::Broken(_) => false,
+    /// Whether whoever asks may begin a probe now: one does.
+    pub fn probe(&mut self, now: Duration) -> bool {
+        let is_due = self.admit(now) == Admission::Probe;
+        if let (true, Self::Resting { failures, .. } | Self::Probing { failures, .. }) = (is_due, *self) {
+            *self = Self::Probing { until: now + PROBE_MAX, failures };
         }
+        is_due
     }
 
-    /// It failed, or its probe did. Says whether that is news: several requests fail together, and probes fail again and again.
-    pub fn failed(&mut self, reason: Reason, now: Duration) -> bool {
+    /// A probe has ended: well, badly, or without finding anything out. Says whether the lane may be used again by that.
+    pub fn probed(&mut self, result: Option<bool>, now: Duration) -> bool {
+        let Self::Probing { failures, .. } = *self else { return false };
+        *self = match result {
+            Some(true) => Self::Usable { failures, since: now },
+            Some(false) => {
+                let failures = failures.saturating_add(1);
+                Self::Resting { until: now + rest(failures), failures }
+            }
+            None => Self::Resting { until: now + REST_MIN, failures },
+        };
+        result == Some(true)
+    }
+
+    /// A request failed that has used it since `begun`. Says whether that is news: several fail together, and what was begun before
+    /// the lane's return says nothing of how it is now.
+    pub fn failed(&mut self, reason: Reason, begun: Duration, now: Duration) -> bool {
         if reason.class() == Class::Fatal {
             return !matches!(std::mem::replace(self, Self::Broken(reason)), Self::Broken(_));
         }
-        let (failures, is_news) = match *self {
-            Self::Usable { failures, proven } => {
-                (if now < proven { failures.saturating_add(1) } else { 1 }, true)
+        match *self {
+            Self::Usable { failures, since } if begun >= since => {
+                let failures = if now < since + PROOF { failures.saturating_add(1) } else { 1 };
+                *self = Self::Resting { until: now + rest(failures), failures };
+                true
             }
-            Self::Probing { failures, .. } => (failures.saturating_add(1), false),
-            Self::Resting { .. } | Self::Broken(_) => return false,
-        };
-        *self = Self::Resting { until: now + rest(failures), failures };
-        is_news
+            Self::Usable { .. } | Self::Resting { .. } | Self::Probing { .. } | Self::Broken(_) => false,
+        }
     }
 }
 
@@ -125,54 +135,67 @@ mod tests {
         let mut lane = Comeback::default();
         let mut now = Duration::from_secs(100);
         assert_eq!(lane.admit(now), Admission::Use);
-        assert!(lane.failed(Reason::PortDown, now), "the first failure is news");
-        assert!(!lane.failed(Reason::Flushed, now), "what failed with it is not");
+        assert!(!lane.probe(now), "there is nothing to find out");
+        assert!(lane.failed(Reason::PortDown, now, now), "the first failure is news");
+        assert!(!lane.failed(Reason::Flushed, now, now), "what failed with it is not");
         for rest in [1, 2, 4, 8, 16, 30, 30].map(Duration::from_secs) {
             assert_eq!(lane.admit(now + rest - JUST_BEFORE), Admission::Other);
-            assert!(!lane.succeeded(now), "what was under way says nothing");
+            assert!(!lane.probe(now + rest - JUST_BEFORE));
             now += rest;
             assert_eq!(lane.admit(now), Admission::Probe);
-            assert_eq!(lane.admit(now), Admission::Other, "one at a time");
-            assert!(!lane.failed(Reason::PeerDead, now), "it goes on resting");
+            assert_eq!(lane.admit(now), Admission::Probe, "it is due until somebody begins it");
+            assert!(lane.probe(now));
+            assert!(!lane.probe(now), "one at a time");
+            assert_eq!(lane.admit(now), Admission::Other);
+            assert!(!lane.failed(Reason::PeerDead, now, now), "what was under way says nothing");
+            assert!(!lane.probed(Some(false), now), "it goes on resting");
         }
         now += REST_MAX;
-        assert_eq!(lane.admit(now), Admission::Probe);
-        assert!(lane.succeeded(now), "it is back");
+        assert!(lane.probe(now));
+        assert!(lane.probed(Some(true), now), "it is back");
         assert_eq!((lane.admit(now), lane.admit(now)), (Admission::Use, Admission::Use));
+        assert!(!lane.failed(Reason::PeerDead, now - JUST_BEFORE, now), "that was the lane before");
         now += PROOF;
-        assert!(lane.failed(Reason::PeerDead, now), "news again");
+        assert!(lane.failed(Reason::PeerDead, now, now), "news again");
         assert_eq!(lane.admit(now + REST_MIN), Admission::Probe, "and the rests begin anew");
     }
 
     #[test]
     fn one_that_flaps_rests_longer_each_time() {
         let mut lane = Comeback::default();
-        let mut now = Duration::ZERO;
+        let mut now = PROOF;
         for rest in [1, 2, 4, 8].map(Duration::from_secs) {
-            assert!(lane.failed(Reason::PortDown, now));
+            assert!(lane.failed(Reason::PortDown, now, now));
             assert_eq!(lane.admit(now + rest - JUST_BEFORE), Admission::Other);
             now += rest;
-            assert_eq!(lane.admit(now), Admission::Probe);
-            assert!(lane.succeeded(now));
+            assert!(lane.probe(now));
+            assert!(lane.probed(Some(true), now));
             now += PROOF - JUST_BEFORE;
         }
     }
 
     #[test]
-    fn a_probe_that_never_ends_is_not_the_last() {
+    fn a_probe_that_never_ends_is_not_the_last_and_one_that_finds_nothing_out_costs_a_short_rest() {
         let mut lane = Comeback::default();
-        lane.failed(Reason::PeerDead, Duration::ZERO);
-        assert_eq!(lane.admit(REST_MIN), Admission::Probe);
-        assert_eq!(lane.admit(REST_MIN + PROBE_MAX - JUST_BEFORE), Admission::Other);
-        assert_eq!(lane.admit(REST_MIN + PROBE_MAX), Admission::Probe);
+        lane.failed(Reason::PeerDead, PROOF, PROOF);
+        let mut now = PROOF + REST_MIN;
+        assert!(lane.probe(now));
+        assert!(!lane.probe(now + PROBE_MAX - JUST_BEFORE));
+        now += PROBE_MAX;
+        assert!(lane.probe(now));
+        assert!(!lane.probed(None, now));
+        assert_eq!(lane.admit(now + REST_MIN - JUST_BEFORE), Admission::Other);
+        assert_eq!(lane.admit(now + REST_MIN), Admission::Probe);
+        assert!(!lane.probed(Some(true), now), "that one is over already");
     }
 
     #[test]
     fn a_mistake_of_the_program_is_never_hidden() {
         let mut lane = Comeback::default();
-        assert!(lane.failed(Reason::RemoteAccess, Duration::ZERO));
-        assert!(!lane.failed(Reason::PeerDead, Duration::ZERO));
-        assert!(!lane.succeeded(Duration::ZERO));
+        let now = Duration::ZERO;
+        assert!(lane.failed(Reason::RemoteAccess, now, now));
+        assert!(!lane.failed(Reason::PeerDead, now, now));
+        assert!(!lane.probed(Some(true), now));
         assert_eq!(lane.admit(Duration::from_secs(1000)), Admission::Broken(Reason::RemoteAccess));
     }
 }

@@ -14,6 +14,8 @@ pub const WINDOW: Duration = Duration::from_millis(200);
 pub const LOSING_MAX: u32 = 3;
 /// So many in a row that crawl, for whatever reason: longer than a processor is kept from this process.
 pub const CRAWLING_MAX: u32 = 10;
+/// Less losses than these prove nothing, however few packets there were.
+const LOSSES_MIN: u64 = 3;
 /// Of so many packets one was lost. Rarer losses are a fabric's daily life, and cost little.
 const PACKETS_PER_LOSS: u64 = 500;
 /// A window is slow at less than this part of the fastest.
@@ -24,6 +26,8 @@ const CRAWLING: u64 = 8;
 const LONG: Duration = Duration::from_millis(20);
 /// The fastest window is believed a little less with each one that follows: fabrics change.
 const FADING: u64 = 64;
+/// So long after a chain has begun those before it have come through, so what comes still later is one after it.
+const BEHIND: Duration = Duration::from_millis(200);
 /// A probe reads one chain after the other, so it is slower than a lane in use even where all is well.
 const PROBE: u64 = 8;
 
@@ -38,8 +42,8 @@ pub struct Goodput {
     now: Window,
     /// Bytes per second of the fastest window.
     best: u64,
-    /// The device's count of lost packets, when it was last looked at.
-    lost: Option<u64>,
+    /// What the device had counted when it was last looked at.
+    counted: Option<Counted>,
     losing: u32,
     crawling: u32,
 }
@@ -53,6 +57,29 @@ pub struct Window {
     pub bytes: u64,
     /// In so many chains.
     pub chains: u32,
+}
+
+/// What a device has counted, of all that it does: both only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Packets that were lost.
+    pub lost: u64,
+    /// Bytes that this process has read by it.
+    pub bytes: u64,
+}
+
+impl Counted {
+    /// What has come since.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self { lost: self.lost.saturating_sub(before.lost), bytes: self.bytes.saturating_sub(before.bytes) }
+    }
+
+    /// Whether a fabric that works does not lose so many.
+    fn is_lossy(self, packet_bytes: u16) -> bool {
+        let packets = self.bytes / u64::from(packet_bytes.max(1));
+        self.lost >= LOSSES_MIN && self.lost.saturating_mul(PACKETS_PER_LOSS) >= packets
+    }
 }
 
 /// Why a lane is left, in numbers.
@@ -98,15 +125,15 @@ impl Goodput {
         self.now = Window::default();
     }
 
-    /// Whether the lane is to be left after this window. `lost` is the device's count of lost packets, which only grows, none where
-    /// it has none; `packet_bytes` are the data of one packet.
-    pub fn judge(&mut self, window: Window, lost: Option<u64>, packet_bytes: u16) -> Option<Slow> {
-        let before = std::mem::replace(&mut self.lost, lost);
+    /// Whether the lane is to be left after this window. `counted` is what its device has counted, none where it counts no losses;
+    /// `packet_bytes` are the data of one packet.
+    pub fn judge(&mut self, window: Window, counted: Option<Counted>, packet_bytes: u16) -> Option<Slow> {
+        let before = std::mem::replace(&mut self.counted, counted);
         // Of the first window it is not known what was lost in it.
-        let lost = lost.zip(before).map(|(now, before)| now.saturating_sub(before));
+        let counted = counted.zip(before).map(|(now, before)| now.since(before));
         let rate = window.rate();
         self.best = rate.max(self.best - self.best / FADING);
-        let is_losing = lost.is_some_and(|lost| is_lossy(window.bytes, lost, packet_bytes));
+        let is_losing = counted.is_some_and(|counted| counted.is_lossy(packet_bytes));
         let is_long = window.busy >= LONG * window.chains;
         self.losing = if is_losing && rate.saturating_mul(SLOW) < self.best { self.losing + 1 } else { 0 };
         self.crawling =
@@ -114,24 +141,29 @@ impl Goodput {
         let is_slow = self.losing >= LOSING_MAX || self.crawling >= CRAWLING_MAX;
         is_slow.then(|| {
             (self.losing, self.crawling) = (0, 0);
-            Slow { rate, best: self.best, lost }
+            Slow { rate, best: self.best, lost: counted.map(|counted| counted.lost) }
         })
     }
 
-    /// Whether a lane that was probed, chain after chain, is as it was; `lost` as counted meanwhile.
+    /// The lane is used again: what was counted in between says nothing of how it is now.
+    pub fn restart(&mut self) {
+        (self.now, self.counted, self.losing, self.crawling) = (Window::default(), None, 0, 0);
+    }
+
+    /// Whether a lane that was probed, chain after chain, is as it was; with what was counted meanwhile.
     #[must_use]
-    pub fn is_restored(&self, probe: Window, lost: Option<u64>, packet_bytes: u16) -> bool {
-        let loses = lost.is_some_and(|lost| is_lossy(probe.bytes, lost, packet_bytes));
+    pub fn is_restored(&self, probe: Window, counted: Option<Counted>, packet_bytes: u16) -> bool {
+        let loses = counted.is_some_and(|counted| counted.is_lossy(packet_bytes));
         let is_long = probe.busy >= LONG * probe.chains;
         let crawls = is_long && probe.rate().saturating_mul(PROBE) < self.best;
         !loses && !crawls
     }
 
-    /// What a silence means of something that was under way since `begun`: not that the peer is dead, if others of its
-    /// chains came through meanwhile, or packets were lost before.
+    /// What a silence means of something that was under way since `begun`: not that the peer is dead, if chains came through long
+    /// after that, or packets were lost before.
     #[must_use]
     pub fn explain(&self, reason: Reason, begun: Duration) -> Reason {
-        let has_moved = self.last_end.is_some_and(|end| end > begun);
+        let has_moved = self.last_end.is_some_and(|end| end > begun + BEHIND);
         if reason == Reason::PeerDead && (has_moved || self.losing > 0) { Reason::Lossy } else { reason }
     }
 
@@ -139,13 +171,9 @@ impl Goodput {
         if self.under_way > 0 {
             self.now.busy += now.saturating_sub(self.since);
         }
-        self.since = now;
+        // Others may have been here with a later moment.
+        self.since = self.since.max(now);
     }
-}
-
-fn is_lossy(bytes: u64, lost: u64, packet_bytes: u16) -> bool {
-    let packets = bytes / u64::from(packet_bytes.max(1));
-    lost > 0 && lost.saturating_mul(PACKETS_PER_LOSS) >= packets
 }
 
 #[cfg(test)]
@@ -172,29 +200,36 @@ mod tests {
 
     #[test]
     fn losses_that_halve_the_speed_are_told_after_some_windows() {
-        let (mut goodput, mut clock, mut lost) = (Goodput::default(), ms(5000), 10);
+        let (mut goodput, mut clock) = (Goodput::default(), ms(5000));
+        let mut counted = Counted { lost: 10, bytes: 77 };
         for _ in 0..5 {
             let full = window(&mut goodput, &mut clock, ms(4));
-            assert_eq!(goodput.judge(full, Some(lost), PACKET), None);
+            assert_eq!(goodput.judge(full, Some(counted), PACKET), None);
         }
         for round in 1..=LOSING_MAX {
             let slow = window(&mut goodput, &mut clock, ms(15));
-            lost += 20;
-            assert_eq!(goodput.judge(slow, Some(lost), PACKET).is_some(), round == LOSING_MAX);
+            counted = Counted { lost: counted.lost + 20, bytes: counted.bytes + slow.bytes };
+            assert_eq!(goodput.judge(slow, Some(counted), PACKET).is_some(), round == LOSING_MAX);
         }
     }
 
     #[test]
     fn neither_losses_nor_slowness_alone_are_enough() {
-        let (mut goodput, mut clock, mut lost) = (Goodput::default(), ms(0), 0);
+        let (mut goodput, mut clock, mut counted) = (Goodput::default(), ms(0), Counted::default());
         for _ in 0..100 {
             let full = window(&mut goodput, &mut clock, ms(4));
-            lost += 20;
-            assert_eq!(goodput.judge(full, Some(lost), PACKET), None, "lost, and as fast as ever");
+            counted = Counted { lost: counted.lost + 20, bytes: counted.bytes + full.bytes };
+            assert_eq!(goodput.judge(full, Some(counted), PACKET), None, "lost, and as fast as ever");
         }
         for _ in 0..100 {
             let slow = window(&mut goodput, &mut clock, ms(15));
-            assert_eq!(goodput.judge(slow, Some(lost), PACKET), None, "slow, and nothing was lost");
+            counted.bytes += slow.bytes;
+            assert_eq!(goodput.judge(slow, Some(counted), PACKET), None, "slow, and nothing was lost");
+        }
+        for _ in 0..100 {
+            let slow = window(&mut goodput, &mut clock, ms(15));
+            counted = Counted { lost: counted.lost + 3, bytes: counted.bytes + 100 * slow.bytes };
+            assert_eq!(goodput.judge(slow, Some(counted), PACKET), None, "slow, as others have more to do");
         }
         for _ in 0..100 {
             let slow = window(&mut goodput, &mut clock, ms(15));
@@ -218,7 +253,7 @@ mod tests {
     fn small_reads_after_large_ones_are_no_crawl() {
         let (mut goodput, mut clock) = (Goodput::default(), Duration::ZERO);
         let full = window(&mut goodput, &mut clock, Duration::from_micros(20));
-        goodput.judge(full, Some(0), PACKET);
+        goodput.judge(full, Some(Counted::default()), PACKET);
         for _ in 0..50 {
             let small = loop {
                 goodput.begun(clock);
@@ -228,7 +263,7 @@ mod tests {
                 }
             };
             assert!(small.rate() * CRAWLING < full.rate());
-            assert_eq!(goodput.judge(small, Some(0), PACKET), None);
+            assert_eq!(goodput.judge(small, Some(Counted::default()), PACKET), None);
         }
     }
 
@@ -263,8 +298,10 @@ mod tests {
         goodput.begun(ms(20));
         assert_eq!(goodput.explain(Reason::PeerDead, ms(20)), Reason::PeerDead);
         goodput.ended(ms(30), CHAIN);
+        assert_eq!(goodput.explain(Reason::PeerDead, ms(20)), Reason::PeerDead, "that was one before it");
+        goodput.ended(ms(900), CHAIN);
         assert_eq!(goodput.explain(Reason::PeerDead, ms(20)), Reason::Lossy);
-        assert_eq!(goodput.explain(Reason::PeerDead, ms(31)), Reason::PeerDead);
+        assert_eq!(goodput.explain(Reason::PeerDead, ms(800)), Reason::PeerDead);
         assert_eq!(goodput.explain(Reason::PortDown, ms(20)), Reason::PortDown);
     }
 
@@ -274,9 +311,12 @@ mod tests {
         let full = window(&mut goodput, &mut clock, ms(4));
         goodput.judge(full, None, PACKET);
         let probe = |each| Window { busy: each * 16, bytes: 16 * CHAIN, chains: 16 };
-        assert!(goodput.is_restored(probe(ms(15)), Some(0), PACKET));
+        let lost = |lost| Some(Counted { lost, bytes: 16 * CHAIN });
+        assert!(goodput.is_restored(probe(ms(15)), lost(0), PACKET));
         assert!(goodput.is_restored(probe(ms(15)), None, PACKET));
-        assert!(!goodput.is_restored(probe(ms(15)), Some(10), PACKET), "one in a hundred");
-        assert!(!goodput.is_restored(probe(ms(60)), Some(0), PACKET));
+        assert!(!goodput.is_restored(probe(ms(15)), lost(10), PACKET), "one in a hundred");
+        assert!(!goodput.is_restored(probe(ms(60)), lost(0), PACKET));
+        let few = Some(Counted { lost: 2, bytes: 16 * 4096 });
+        assert!(goodput.is_restored(probe(ms(15)), few, PACKET), "two may be anybody's");
     }
 }

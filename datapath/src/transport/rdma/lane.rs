@@ -33,8 +33,10 @@ mod transfer;
 pub(crate) use asker::Lane;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use self::adapter::Adapter;
@@ -65,6 +67,8 @@ const RAILS_MAX: usize = 8;
 /// This host's devices, in the order of their numbers.
 pub(crate) struct Rails {
     rails: Vec<Rail>,
+    /// Requests so far, which take turns among equals.
+    requests: AtomicUsize,
     /// Tests lend with a key that is none.
     #[cfg(test)]
     pub(crate) is_lying: std::sync::atomic::AtomicBool,
@@ -73,15 +77,19 @@ pub(crate) struct Rails {
 /// One of them. A device that is gone is opened again under its name when it is back.
 struct Rail {
     name: String,
-    current: Mutex<Arc<Adapter>>,
+    /// Its queue pairs end when it is another one.
+    current: watch::Sender<Arc<Adapter>>,
+    /// Bytes that requests want by it now, of all peers.
+    load: AtomicU64,
     /// Held by whoever opens it again: the others wait for that one.
     opening: tokio::sync::Mutex<()>,
 }
 
 impl Rail {
     fn new(name: &str, adapter: Adapter) -> Self {
-        let current = Mutex::new(Arc::new(adapter));
-        Self { name: name.to_owned(), current, opening: tokio::sync::Mutex::default() }
+        let current = watch::Sender::new(Arc::new(adapter));
+        let load = AtomicU64::new(0);
+        Self { name: name.to_owned(), current, load, opening: tokio::sync::Mutex::default() }
     }
 }
 
@@ -114,7 +122,7 @@ impl Rails {
             match Adapter::open(name) {
                 Ok(adapter) => rails.push(Rail::new(name, adapter)),
                 Err(error) => {
-                    tracing::debug!(%error, "a device is not used");
+                    tracing::info!(device = name, reason = error.reason.word(), %error, "a device is not used");
                     first.get_or_insert(error);
                 }
             }
@@ -136,6 +144,7 @@ impl Rails {
         }
         Ok(Arc::new(Self {
             rails,
+            requests: AtomicUsize::new(0),
             #[cfg(test)]
             is_lying: false.into(),
         }))
@@ -167,7 +176,7 @@ impl Rails {
 
 impl Rail {
     fn adapter(&self) -> Arc<Adapter> {
-        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.current.borrow())
     }
 
     /// The device, opened again if it was gone, and the way from it into the fabric: looked for each time, as an address may have
@@ -192,7 +201,7 @@ impl Rail {
                 |_| VerbsError::saying(Operation::Open, &self.name, Reason::Flushed, "the runtime stops");
             adapter = Arc::new(opened.map_err(stopped)??);
             tracing::info!(device = self.name, "an RDMA device was opened again");
-            *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&adapter);
+            self.current.send_replace(Arc::clone(&adapter));
         }
         let path = adapter.device.path()?;
         Ok((adapter, path))

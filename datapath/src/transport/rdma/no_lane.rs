@@ -48,6 +48,13 @@ impl Rails {
 #[derive(Debug)]
 pub(crate) enum Answering {}
 
+impl Answering {
+    #[expect(clippy::unused_async, reason = "as the lane that is there")]
+    pub(crate) async fn replaced(&mut self) {
+        match *self {}
+    }
+}
+
 /// Nothing is lent.
 #[derive(Debug)]
 pub(crate) enum Lending {}
@@ -78,6 +85,8 @@ impl Lane {
     ) -> Vec<Option<Outcome>> {
         match **rails {}
     }
+
+    pub(crate) fn close(&self) {}
 
     pub(crate) fn admit(&self, rails: &Rails, _now: Duration) -> Result<Admitted, Reason> {
         match *rails {}

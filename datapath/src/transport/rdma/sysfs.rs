@@ -64,27 +64,30 @@ pub struct Port {
 /// All devices below this root, by name. Where there is nothing to read, there is none.
 #[must_use]
 pub fn devices(root: &Path) -> Vec<Device> {
-    names(&root.join("class/infiniband"))
-        .into_iter()
-        .map(|name| {
-            let folder = root.join("class/infiniband").join(&name);
-            // One that is made of software sits where its interface sits.
-            let netdev = read(&folder.join("parent"));
-            let seat = match &netdev {
-                Some(netdev) => root.join("class/net").join(netdev).join("device"),
-                None => folder.join("device"),
-            };
-            let numa_node = read(&seat.join("numa_node")).and_then(|text| text.parse().ok());
-            // Without the class of a PCI device it is the host's bridge, or whatever else a driver names.
-            let target = fs::read_link(&seat).ok().filter(|_| seat.join("class").exists());
-            let pci = target.and_then(|target| Some(target.file_name()?.to_str()?.to_owned()));
-            let numbers = names(&folder.join("ports"));
-            let mut ports: Vec<_> =
-                numbers.iter().filter_map(|number| port(&folder, number.parse().ok()?)).collect();
-            ports.sort_by_key(|port| port.number);
-            Device { name, numa_node, pci, netdev, ports }
-        })
-        .collect()
+    names(&root.join("class/infiniband")).iter().filter_map(|name| device(root, name)).collect()
+}
+
+/// The device of that name.
+#[must_use]
+pub fn device(root: &Path, name: &str) -> Option<Device> {
+    let folder = root.join("class/infiniband").join(name);
+    if !folder.exists() {
+        return None;
+    }
+    // One that is made of software sits where its interface sits.
+    let netdev = read(&folder.join("parent"));
+    let seat = match &netdev {
+        Some(netdev) => root.join("class/net").join(netdev).join("device"),
+        None => folder.join("device"),
+    };
+    let numa_node = read(&seat.join("numa_node")).and_then(|text| text.parse().ok());
+    // Without the class of a PCI device it is the host's bridge, or whatever else a driver names.
+    let target = fs::read_link(&seat).ok().filter(|_| seat.join("class").exists());
+    let pci = target.and_then(|target| Some(target.file_name()?.to_str()?.to_owned()));
+    let numbers = names(&folder.join("ports"));
+    let mut ports: Vec<_> = numbers.iter().filter_map(|number| port(&folder, number.parse().ok()?)).collect();
+    ports.sort_by_key(|port| port.number);
+    Some(Device { name: name.to_owned(), numa_node, pci, netdev, ports })
 }
 
 /// All devices below this root, with what keeps them from being used.
@@ -138,6 +141,9 @@ fn gid(port: &Path, index: u16) -> Option<Entry> {
     // An empty place of an adapter's table cannot be read on some kernels, and is there nevertheless.
     let gid = read(&place("gids"))
         .map_or_else(|| place("gids").exists().then(Gid::default), |text| Gid::parse(&text))?;
+    if gid.is_zero() {
+        return Some(Entry { index, gid, is_roce_v2: false, netdev: None });
+    }
     // Both cannot be read (EINVAL) where the address is of another network namespace: then it is not mine.
     let is_roce_v2 = read(&place("gid_attrs/types")).is_some_and(|text| text == "RoCE v2");
     let netdev = read(&place("gid_attrs/ndevs")).filter(|name| !name.is_empty());

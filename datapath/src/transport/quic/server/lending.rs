@@ -25,9 +25,12 @@ pub(super) async fn pair_up(
         Err(reason) => Err(*reason),
     };
     match answered {
-        Ok((_pair, own)) => {
+        Ok((mut pair, own)) => {
             if say(&mut send, &Frame::Accept(own)).await {
-                ended(&mut receive).await;
+                tokio::select! {
+                    () = ended(&mut receive) => {}
+                    () = pair.replaced() => {}
+                }
             }
         }
         Err(reason) => _ = say(&mut send, &Frame::Decline(reason)).await,

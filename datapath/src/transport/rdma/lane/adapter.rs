@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::Path as FilePath;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use crate::fault;
 use crate::memory::host::Region;
 use crate::memory::pieces::pieces;
 use crate::memory::pool::PiecePool;
+use crate::transport::rdma::goodput::Counted;
 use crate::transport::rdma::reason::{Operation, Reason};
 use crate::transport::rdma::verbs::{
     Access, CompletionQueue, Device, Event, Events, MemoryRegion, Path, ProtectionDomain,
@@ -35,8 +36,10 @@ pub(super) struct Adapter {
     pub(super) answers: Arc<CompletionQueue>,
     pub(super) answering: Arc<Semaphore>,
     pub(super) trouble: watch::Receiver<Trouble>,
+    /// Bytes that were read by it.
+    pub(super) bytes: AtomicU64,
     /// What was last counted of which port, and when.
-    counted: Mutex<Option<(Instant, u8, Option<u64>)>>,
+    counted: Mutex<Option<(Instant, u8, Option<Counted>)>>,
     /// Nothing of it works any more.
     is_lost: Arc<AtomicBool>,
     listener: JoinHandle<()>,
@@ -75,6 +78,7 @@ impl Adapter {
             answers,
             answering,
             trouble,
+            bytes: AtomicU64::new(0),
             counted: Mutex::default(),
             is_lost,
             listener,
@@ -92,23 +96,24 @@ impl Adapter {
         }
     }
 
-    /// Packets that a port has lost, as far as its device notices and counts it; not asked more often than each [`COUNTS_AGE`], as
-    /// some devices ask their firmware.
-    pub(super) fn lost_packets(&self, port: u8) -> Option<u64> {
+    /// What it has counted of a port, where it counts losses; not asked more often than each [`COUNTS_AGE`], as some devices ask
+    /// their firmware.
+    pub(super) fn counted(&self, port: u8) -> Option<Counted> {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         match *counted {
-            Some((when, of, lost)) if of == port && when.elapsed() < COUNTS_AGE => lost,
+            Some((when, of, count)) if of == port && when.elapsed() < COUNTS_AGE => count,
             _ => {
-                let lost = self.lost_packets_now(port);
-                *counted = Some((Instant::now(), port, lost));
-                lost
+                let count = self.counted_now(port);
+                *counted = Some((Instant::now(), port, count));
+                count
             }
         }
     }
 
     /// The same, asked now.
-    pub(super) fn lost_packets_now(&self, port: u8) -> Option<u64> {
-        sysfs::lost_packets(FilePath::new(sysfs::SYSFS), self.device.name(), port)
+    pub(super) fn counted_now(&self, port: u8) -> Option<Counted> {
+        let lost = sysfs::lost_packets(FilePath::new(sysfs::SYSFS), self.device.name(), port)?;
+        Some(Counted { lost, bytes: self.bytes.load(Ordering::Relaxed) })
     }
 
     /// Whether no piece is with the device, or with whoever waits for it.

@@ -9,7 +9,7 @@ use quinn::Connection;
 use tokio::task::JoinSet;
 
 use super::Rails;
-use super::pair::{Place, Stop};
+use super::pair::{Pair, Place, Stop, is_lent_still};
 use super::probe::Probe;
 use super::transfer::Transfer;
 use crate::session::Failure;
@@ -37,8 +37,6 @@ pub(super) struct Way {
     pub(super) place: Place,
     comeback: Mutex<Comeback>,
     goodput: Mutex<Goodput>,
-    /// Bytes that requests want by it now.
-    load: AtomicU64,
 }
 
 /// The ways that a request may use, and those that are to be probed.
@@ -89,8 +87,9 @@ impl Lane {
         let ways = self.ways(rails);
         self.probe(rails, connection, asking, admitted, parts);
         let usable: Vec<&Way> = admitted.usable.iter().map(|&rail| &ways[rail]).collect();
-        let loads: Vec<u64> = usable.iter().map(|way| way.load.load(Ordering::Relaxed)).collect();
-        let rails_of_parts = spread(parts.iter().map(Part::bytes), &loads);
+        let loads: Vec<u64> = usable.iter().map(|way| way.load(rails).load(Ordering::Relaxed)).collect();
+        let first = rails.requests.fetch_add(1, Ordering::Relaxed);
+        let rails_of_parts = spread(parts.iter().map(Part::bytes), &loads, first);
         let mut outcomes = vec![None; parts.len()];
         let mut shares: Vec<(Vec<usize>, Vec<&mut Part<'_>>)> = Vec::new();
         shares.resize_with(usable.len(), Default::default);
@@ -99,14 +98,23 @@ impl Lane {
             shares[rail].1.push(part);
         }
         let shares = usable.into_iter().zip(shares).filter(|(_, share)| !share.0.is_empty());
-        let came = join_all(shares.map(|(way, (indices, mut share))| async move {
-            let came = way.fetch(rails, connection, asking, &mut share).await;
-            indices.into_iter().zip(came)
+        let came = join_all(shares.map(|(way, (indices, mut share))| {
+            let load = Load::new(way.load(rails), share.iter().map(|part| part.bytes()).sum());
+            async move {
+                let came = way.fetch(rails, connection, asking, &mut share).await;
+                drop(load);
+                indices.into_iter().zip(came)
+            }
         }));
         for (index, outcome) in came.await.into_iter().flatten() {
             outcomes[index] = outcome;
         }
         outcomes
+    }
+
+    /// Ends its probes.
+    pub(crate) fn close(&self) {
+        self.probes.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
     }
 
     /// Begins the probes that are due, each with the chunk that is asked for now.
@@ -125,6 +133,9 @@ impl Lane {
         while probes.try_join_next().is_some() {}
         for &rail in &admitted.due {
             let ways = Arc::clone(self.ways(rails));
+            if !ways[rail].comeback().probe(asking.now()) {
+                continue;
+            }
             let (rails, connection, epoch) = (Arc::clone(rails), connection.clone(), asking.epoch);
             let counters = Arc::clone(asking.counters);
             let probe = Probe { rails, connection, chunk, epoch, counters };
@@ -142,6 +153,10 @@ impl Way {
         self.goodput.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn load<'rails>(&self, rails: &'rails Rails) -> &'rails AtomicU64 {
+        &rails.rails[self.rail].load
+    }
+
     /// The device's name.
     pub(super) fn device<'rails>(&self, rails: &'rails Rails) -> &'rails str {
         &rails.rails[self.rail].name
@@ -154,33 +169,33 @@ impl Way {
         asking: &Asking<'_>,
         parts: &mut [&mut Part<'_>],
     ) -> Vec<Option<Outcome>> {
-        let _load = Load::new(&self.load, parts.iter().map(|part| part.bytes()).sum());
         let mut outcomes = vec![None; parts.len()];
         let pair = self.place.pair(rails, self.rail, connection).await;
+        let begun = asking.now();
         let result = match &pair {
             Ok(pair) => Transfer::new(self, pair, connection, asking).run(parts, &mut outcomes).await,
             Err(stop) => Err(stop.clone()),
         };
         // A chunk that its store does not deliver is no failure of the lane.
-        let is_lost = matches!(result, Err(Stop::Lane(_))) || connection.close_reason().is_some();
+        let is_lost = !matches!(result, Ok(()) | Err(Stop::Connection(_)));
         let instead = match result {
             Ok(()) => None,
-            Err(Stop::Lane(reason)) => {
-                let reason = match &pair {
-                    Ok(pair) => pair.named(reason).await,
-                    Err(_) => reason,
-                };
-                if self.comeback().failed(reason, asking.now()) {
+            Err(Stop::Connection(failure)) => Some(failure),
+            Err(stop) => {
+                let (reason, side) = named(stop, pair.as_deref().ok(), connection).await;
+                if self.comeback().failed(reason, begun, asking.now()) {
                     asking.counters.rdma_failures.add(1_u64);
+                    self.place.straighten();
                     let (peer, device) = (connection.remote_address(), self.device(rails));
                     let (word, hint) = (reason.word(), reason.hint());
-                    tracing::warn!(%peer, device, reason = word, hint, "an RDMA lane failed");
+                    tracing::warn!(%peer, device, reason = word, side, hint, "an RDMA lane failed");
                 }
                 (reason.class() == Class::Fatal).then_some(Failure::Lane { reason })
             }
-            Err(Stop::Connection(failure)) => Some(failure),
         };
-        if let (Ok(pair), true) = (&pair, is_lost) {
+        if let Ok(pair) = &pair
+            && (is_lost || connection.close_reason().is_some())
+        {
             // What others have under way by it would only fail later; it comes back at once. Said before: they are only flushed.
             drop(pair.pair.fail());
         }
@@ -188,6 +203,26 @@ impl Way {
             outcomes.iter_mut().for_each(|outcome| _ = outcome.get_or_insert(Err(failure.clone())));
         }
         outcomes
+    }
+}
+
+/// On whose side a lane has failed: whoever lends.
+const OWNER: &str = "owner";
+/// Or whoever reads.
+const ASKER: &str = "asker";
+
+/// Why the lane has failed, and on whose side.
+async fn named(stop: Stop, pair: Option<&Pair>, connection: &Connection) -> (Reason, &'static str) {
+    match stop {
+        Stop::Declined(reason) => (reason, OWNER),
+        Stop::Forbidden { ask, lease } if is_lent_still(connection, ask, lease).await => {
+            (Reason::RemoteAccess, OWNER)
+        }
+        Stop::Forbidden { .. } | Stop::Connection(_) => (Reason::PeerDead, OWNER),
+        Stop::Lane(reason) => match pair {
+            Some(pair) => (pair.named(reason).await, ASKER),
+            None => (reason, ASKER),
+        },
     }
 }
 

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::spawn_blocking;
 
 use super::adapter::Adapter;
@@ -23,6 +23,15 @@ use crate::wire::Lease;
 pub(crate) struct Answering {
     _pair: QueuePair,
     _permit: OwnedSemaphorePermit,
+    current: watch::Receiver<Arc<Adapter>>,
+}
+
+impl Answering {
+    /// Waits until its device was opened again: what is lent from then on, this queue pair cannot read.
+    pub(crate) async fn replaced(&mut self) {
+        // Its sender is with the rails, and they with whoever serves.
+        drop(self.current.changed().await);
+    }
 }
 
 /// A block's memory, as each rail's device knows it.
@@ -43,14 +52,16 @@ impl Rails {
     /// The other half of a peer's queue pair, connected to it, on the rail that the peer wants.
     pub(crate) async fn answer(&self, rail: u8, peer: &Endpoint) -> Result<(Answering, Endpoint), Reason> {
         let answered = async {
-            let (adapter, path) = self.rail(rail).1.ready().await?;
+            let rail = self.rail(rail).1;
+            let (adapter, path) = rail.ready().await?;
+            let current = rail.current.subscribe();
             let permit = adapter.answering.clone().try_acquire_owned().map_err(|_| {
                 let what = "as many peers as one device answers have queue pairs already";
                 VerbsError::saying(Operation::Create, adapter.device.name(), Reason::Refused, what)
             })?;
             let half = adapter.domain.queue_pair(&adapter.answers, &path, ANSWERING)?;
             let own = half.endpoint();
-            Ok((Answering { _pair: half.connect(peer)?, _permit: permit }, own))
+            Ok((Answering { _pair: half.connect(peer)?, _permit: permit, current }, own))
         };
         answered.await.map_err(|error: VerbsError| {
             tracing::debug!(%error, "a peer's queue pair is not answered");

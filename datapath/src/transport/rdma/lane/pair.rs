@@ -27,6 +27,8 @@ const BRING_UP_MAX: Duration = Duration::from_secs(2);
 /// that stand still, as those of a stopped process do.
 const LEASE_TRUST: Duration = Duration::from_secs(5);
 
+/// An owner that is alive answers within this time.
+const LIFE_MAX: Duration = Duration::from_secs(2);
 /// How long after its consequences the device tells what has happened to it: its port goes down in several steps.
 const TELLING_MAX: Duration = Duration::from_millis(20);
 
@@ -71,6 +73,10 @@ pub(super) struct Pair {
 pub(super) enum Stop {
     /// The lane has failed.
     Lane(Reason),
+    /// The owner says so of its side.
+    Declined(Reason),
+    /// The owner's device forbids to read what the owner has lent.
+    Forbidden { ask: Ask, lease: Lease },
     /// The connection has, and with it the other lane.
     Connection(Failure),
 }
@@ -83,6 +89,7 @@ pub(super) enum NotLent {
 
 /// A chunk that is lent.
 pub(super) struct Lent {
+    pub(super) ask: Ask,
     pub(super) lease: Lease,
     asked: Instant,
     /// Dropped, it tells the owner to let go.
@@ -149,7 +156,8 @@ impl Place {
                 Ok(pair)
             }
             Err(stop) => {
-                if matches!(stop, Stop::Lane(Reason::GidWrong | Reason::PeerDead)) {
+                // One that wants no lane wants none by any rail.
+                if matches!(stop, Stop::Lane(Reason::GidWrong | Reason::PeerDead) | Stop::Declined(_)) {
                     self.turn();
                 }
                 kept.failed = Some(stop.clone());
@@ -163,6 +171,11 @@ impl Place {
     fn wanted(&self, rail: usize) -> u8 {
         let turns = self.turns.load(Ordering::Relaxed);
         u64::try_from(rail).unwrap_or(0).wrapping_add(turns).to_le_bytes()[0]
+    }
+
+    /// Beginning anew with the rail of the same number.
+    pub(super) fn straighten(&self) {
+        self.turns.store(0, Ordering::Relaxed);
     }
 
     /// The owner's rail of now does not answer: the next attempt is made with another one.
@@ -180,7 +193,7 @@ async fn bring_up(rails: &Rails, rail: usize, wanted: u8, connection: &Connectio
     let (answer, stream) = ask(connection, &offer).await?;
     let pair = match answer {
         Frame::Accept(peer) => half.connect(&peer)?,
-        Frame::Decline(reason) => return Err(Stop::Lane(reason)),
+        Frame::Decline(reason) => return Err(Stop::Declined(reason)),
         _ => return Err(Stop::Lane(Reason::NotBuilt)),
     };
     Ok(Pair {
@@ -218,16 +231,23 @@ async fn ask(connection: &Connection, frame: &Frame) -> Result<(Frame, (SendStre
     }
 }
 
+/// Whether an owner that is alive lends the same again: then its device forbids what it lends, which only a wrong program causes.
+/// What is forbidden otherwise is memory that was let go: a process that is being killed loses its memory before its queue pairs.
+pub(super) async fn is_lent_still(connection: &Connection, ask: Ask, lease: Lease) -> bool {
+    let again = timeout(LIFE_MAX, borrow(connection.clone(), ask)).await;
+    matches!(again, Ok(Ok(lent)) if lent.lease == lease)
+}
+
 /// Asks for a chunk.
 pub(super) async fn borrow(connection: Connection, wanted: Ask) -> Result<Lent, NotLent> {
     // Before it is asked for: the owner counts from later.
     let asked = Instant::now();
     match ask(&connection, &Frame::Ask(wanted)).await {
-        Ok((Frame::Lease(lease), stream)) => Ok(Lent { lease, asked, _stream: stream }),
+        Ok((Frame::Lease(lease), stream)) => Ok(Lent { ask: wanted, lease, asked, _stream: stream }),
         Ok((Frame::Nack { refusal, retry_after_ms, .. }, _)) => {
             Err(NotLent::Refused(refused(refusal, retry_after_ms)))
         }
-        Ok((Frame::Decline(reason), _)) => Err(NotLent::Stop(Stop::Lane(reason))),
+        Ok((Frame::Decline(reason), _)) => Err(NotLent::Stop(Stop::Declined(reason))),
         Ok(_) => Err(NotLent::Stop(Stop::Lane(Reason::NotBuilt))),
         Err(stop) => Err(NotLent::Stop(stop)),
     }

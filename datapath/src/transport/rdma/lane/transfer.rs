@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use quinn::Connection;
@@ -151,7 +152,7 @@ impl<'a, 'b> Transfer<'a, 'b> {
             bytes += len;
         }
         let begun = self.asking.now();
-        let posted = self.pair.post(chain)?;
+        let posted = self.pair.post(chain).map_err(|reason| cutting.lent.stop(reason))?;
         let counted = UnderWay::new(self.way, begun);
         let deadline = Instant::now() + TRANSFER_MAX;
         let lent = Arc::clone(&cutting.lent);
@@ -185,6 +186,18 @@ impl<'a, 'b> Transfer<'a, 'b> {
     }
 }
 
+impl Lent {
+    /// Why a transfer stops that wanted to read it. A key that is no longer known is a mistake, unless the lease may have ended
+    /// meanwhile.
+    fn stop(&self, reason: Reason) -> Stop {
+        match reason {
+            Reason::RemoteAccess if self.is_old() => Stop::Lane(Reason::PeerDead),
+            Reason::RemoteAccess => Stop::Forbidden { ask: self.ask, lease: self.lease },
+            reason => Stop::Lane(reason),
+        }
+    }
+}
+
 impl Pair {
     /// The largest read.
     pub(super) fn message_bytes_max(&self) -> usize {
@@ -208,13 +221,11 @@ impl Pair {
     }
 
     /// Hands a chain over. There is room for as many as have permits.
-    pub(super) fn post(&self, chain: Chain<Owner>) -> Result<Posted<Owner>, Stop> {
-        self.pair.try_post(chain).map_err(|refused| {
-            Stop::Lane(match refused.why {
-                Refusal::Broken(failure) => failure.reason,
-                Refusal::Driver(error) => error.reason,
-                Refusal::Full | Refusal::Unfit { .. } | Refusal::Stranger => Reason::Misuse,
-            })
+    pub(super) fn post(&self, chain: Chain<Owner>) -> Result<Posted<Owner>, Reason> {
+        self.pair.try_post(chain).map_err(|refused| match refused.why {
+            Refusal::Broken(failure) => failure.reason,
+            Refusal::Driver(error) => error.reason,
+            Refusal::Full | Refusal::Unfit { .. } | Refusal::Stranger => Reason::Misuse,
         })
     }
 }
@@ -225,14 +236,10 @@ impl Way {
         let Some(flight) = flying.front_mut() else { return std::future::pending().await };
         let reason = match timeout_at(flight.deadline, &mut flight.posted).await {
             Ok(Ok(owner)) => return Ok(owner),
-            Ok(Err(Broken { failure, .. })) => {
-                // A key that is no longer known is a mistake, unless the lease may have ended meanwhile.
-                let is_excused = failure.reason == Reason::RemoteAccess && flight.lent.is_old();
-                if is_excused { Reason::PeerDead } else { failure.reason }
-            }
+            Ok(Err(Broken { failure, .. })) => failure.reason,
             Err(_) => Reason::PeerDead,
         };
-        Err(Stop::Lane(self.goodput().explain(reason, flight.begun)))
+        Err(flight.lent.stop(self.goodput().explain(reason, flight.begun)))
     }
 }
 
@@ -245,10 +252,12 @@ impl<'a> UnderWay<'a> {
     /// It has come through. An error when the lane has become too slow to be used.
     fn done(mut self, now: Duration, bytes: usize, pair: &Pair) -> Result<(), Stop> {
         let Some(way) = self.0.take() else { return Ok(()) };
-        let window = way.goodput().ended(now, u64::try_from(bytes).unwrap_or(u64::MAX));
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        pair.adapter.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let window = way.goodput().ended(now, bytes);
         let Some(window) = window else { return Ok(()) };
-        let lost = pair.adapter.lost_packets(pair.path.port);
-        match way.goodput().judge(window, lost, pair.path.mtu.bytes()) {
+        let counted = pair.adapter.counted(pair.path.port);
+        match way.goodput().judge(window, counted, pair.path.mtu.bytes()) {
             None => Ok(()),
             Some(slow) => {
                 tracing::debug!(rate = slow.rate, best = slow.best, lost = ?slow.lost, "an RDMA lane is slow");

@@ -80,8 +80,7 @@ impl Device {
             reason,
             source: io::Error::new(io::ErrorKind::NotFound, what),
         };
-        let device = sysfs::devices(root).into_iter().find(|found| found.name == self.name());
-        let device = device.ok_or_else(|| {
+        let device = sysfs::device(root, self.name()).ok_or_else(|| {
             fault(Reason::NoDevice, "it is not below /sys/class/infiniband any more".to_owned())
         })?;
         let way = way(&device, &sysfs::netdevs(root)).map_err(|(reason, what)| fault(reason, what))?;
