@@ -6,7 +6,8 @@ use datapath::transport::rdma::reason::Reason;
 fn the_page_on_rdma_has_every_reason_with_its_hint_in_order() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/rdma.md");
     let text = std::fs::read_to_string(page).expect("the page is there");
-    let (_, table) = text.split_once("| reason | means | what to do |\n|---|---|---|\n").expect("a table of reasons");
+    let (_, table) =
+        text.split_once("| reason | means | what to do |\n|---|---|---|\n").expect("a table of reasons");
     let rows = table.lines().map_while(|line| line.strip_prefix("| `")?.strip_suffix(" |"));
     let said: Vec<_> = rows
         .map(|row| {

@@ -117,6 +117,9 @@ impl DataSide {
                 PlaneError::Tier(_) => {
                     ("tier_unusable", "name a folder that this user may write in spec.data.localTier.folder")
                 }
+                PlaneError::NoRdma { .. } => {
+                    ("data_plane_failed", "see docs/rdma.md for what a host, an image and a pod need")
+                }
                 _ => ("data_plane_failed", "check the interface and its address"),
             };
             fault(code, format!("cannot {}", in_full(&error)), hint)
