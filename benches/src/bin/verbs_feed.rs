@@ -203,13 +203,16 @@ async fn follow(
     }
     let (start, end) = (start.ok_or("there was no second epoch")?, moment(asker, owner)?);
     trainer.join().map_err(|_| "the trainer panicked")??;
+    let by_verbs = end.counters.rdma_in_bytes - start.counters.rdma_in_bytes;
+    let others = |counters: Counters| counters.quic_in_bytes + counters.local_bytes;
+    let by_others = others(end.counters) - others(start.counters);
     let (seconds, mib) = ((end.at - start.at).as_secs_f64(), float(bytes) / f64::from(1 << 20));
     Ok(serde_json::json!({
         "mib": mib,
         "seconds": seconds,
         "mib_per_s": mib / seconds,
         "samples_per_s": float(samples) / seconds,
-        "verbs_share": float(end.counters.rdma_in_bytes - start.counters.rdma_in_bytes) / float(bytes),
+        "verbs_share": float(by_verbs) / float((by_verbs + by_others).max(1)),
         "chunks_lent": float(end.lent_bytes - start.lent_bytes) / float(CHUNK_BYTES),
         "guest_cpu_s": end.guest_cpu_s - start.guest_cpu_s,
         "asker_cpu_s": end.asker.total() - start.asker.total(),

@@ -11,7 +11,7 @@ use crate::error::{ExitCode, Failure};
 use crate::job::faults::{Faults, Place};
 use crate::job::overlay::{self, Override};
 use crate::job::source::{self, Entry, Node, SOURCE_BYTES_MAX, Value};
-use crate::job::validate::build::lacks;
+use crate::job::validate::build::{lacks, lacks_here};
 use crate::job::{self, Job, Origin, resolve, validate};
 use datapath::order::Shuffle;
 
@@ -273,7 +273,7 @@ fn lossy(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// What a job may ask for and no backend of this build has, all of it at once.
+/// What a job may ask for and no backend has, all of it at once.
 ///
 /// # Errors
 /// When it asks for any of that.
@@ -281,12 +281,13 @@ pub fn refuse_what_this_build_lacks(job: &Job) -> Result<(), Failure> {
     refuse(&lacks(job))
 }
 
-/// The same, and what only a cluster has.
+/// The same, what only a cluster has, and what this build leaves out.
 ///
 /// # Errors
 /// When it asks for any of that.
 pub fn refuse_what_this_host_lacks(job: &Job) -> Result<(), Failure> {
     let mut lacks = lacks(job);
+    lacks.extend(lacks_here(job));
     if job.queue.is_some() {
         lacks.push(("spec.queue", "no queue with --on local"));
     }

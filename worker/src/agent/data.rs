@@ -120,7 +120,10 @@ impl DataSide {
                     ("tier_unusable", "name a folder that this user may write in spec.data.localTier.folder")
                 }
                 PlaneError::NoRdma { .. } => {
-                    ("data_plane_failed", "`worker probe` there says what each of the host's devices lacks")
+                    (
+                        "data_plane_failed",
+                        "`worker probe` there says what each of the host's devices lacks, docs/rdma.md what is needed",
+                    )
                 }
                 _ => ("data_plane_failed", "check the interface and its address"),
             };

@@ -1,18 +1,23 @@
-//! What a sound job may ask for and no backend of this build has (pure).
+//! What a sound job may ask for and no backend has, or none of this build (pure).
 
 use datapath::select::TransportPolicy;
 
 use crate::job::Job;
 use crate::job::spec::{DataMemory, Framework};
 
-/// All of it: the field with its value, and what to use instead.
+/// What this build lacks where its own program runs the workers, besides [`lacks`]. On a cluster the sidecars' image decides.
+#[must_use]
+pub fn lacks_here(job: &Job) -> Option<(&'static str, &'static str)> {
+    let transport = job.data.as_ref()?.transport;
+    let is_lacking = transport == TransportPolicy::RequireRdma && !cfg!(feature = "rdma");
+    is_lacking.then_some(("spec.data.transport: require-rdma", "prefer-rdma or quic"))
+}
+
+/// What no backend has: the field with its value, and what to use instead.
 #[must_use]
 pub fn lacks(job: &Job) -> Vec<(&'static str, &'static str)> {
     let mut lacks = Vec::new();
     if let Some(data) = &job.data {
-        if data.transport == TransportPolicy::RequireRdma && !cfg!(feature = "rdma") {
-            lacks.push(("spec.data.transport: require-rdma", "prefer-rdma or quic"));
-        }
         match data.memory {
             DataMemory::Gpu => lacks.push(("spec.data.memory: gpu", "auto or host")),
             DataMemory::Pinned => lacks.push(("spec.data.memory: pinned", "auto or host")),
