@@ -113,7 +113,7 @@ impl Rails {
         if let Some(note) = choice.absence() {
             return Err(VerbsError::saying(Operation::Open, &note.device, note.reason, note.words).into());
         }
-        let (mut rails, mut first) = (Vec::new(), None);
+        let (mut rails, mut faults) = (Vec::new(), Vec::new());
         for name in &choice.names {
             if rails.len() == RAILS_MAX {
                 tracing::info!(device = name, most = RAILS_MAX, "a device is not used: there are enough");
@@ -121,11 +121,16 @@ impl Rails {
             }
             match Adapter::open(name) {
                 Ok(adapter) => rails.push(Rail::new(name, adapter)),
-                Err(error) => {
-                    tracing::info!(device = name, reason = error.reason.word(), %error, "a device is not used");
-                    first.get_or_insert(error);
-                }
+                Err(error) => faults.push(error),
             }
+        }
+        if rails.is_empty() {
+            let none =
+                || VerbsError::saying(Operation::Open, "any device", Reason::NoDevice, "the list is empty");
+            return Err(faults.into_iter().next().unwrap_or_else(none).into());
+        }
+        for error in faults {
+            tracing::info!(device = error.device, reason = error.reason.word(), %error, "a device is not used");
         }
         let is_used = |note: &&Note| rails.iter().any(|rail| rail.name == note.device);
         for Note { device, reason, words } in choice.regrets().filter(is_used) {
@@ -136,11 +141,6 @@ impl Rails {
                 words,
                 "an RDMA device is used that is not the one to be wished for"
             );
-        }
-        if rails.is_empty() {
-            let none =
-                || VerbsError::saying(Operation::Open, "any device", Reason::NoDevice, "the list is empty");
-            return Err(first.unwrap_or_else(none).into());
         }
         Ok(Arc::new(Self {
             rails,
