@@ -9,15 +9,22 @@ use crate::Story;
 
 pub(crate) const STORIES: &[Story] = &[
     ("probe::every_function_is_paired_with_its_pf_its_node_and_its_device", pairs),
+    ("probe::only_functions_that_were_given_count", given),
     ("probe::the_lane_of_each_device_depends_on_where_it_is_asked", lanes),
 ];
 
 /// What `worker probe` prints, bound to these CPUs.
 fn probe(cpus: &str, output: &str) -> String {
+    probe_with(cpus, output, None)
+}
+
+fn probe_with(cpus: &str, output: &str, given: Option<&str>) -> String {
     #[expect(clippy::disallowed_methods, reason = "the harness's setting")]
     let worker = std::env::var("SLIPWAY_WORKER").unwrap();
     let mut command = Command::new("taskset");
-    let ran = command.args(["--cpu-list", cpus, &worker, "probe", "--output", output]).output().unwrap();
+    command.args(["--cpu-list", cpus, &worker, "probe", "--output", output]);
+    command.envs(given.map(|address| ("PCIDEVICE_SLIPWAY_TEST_VF", address)));
+    let ran = command.output().unwrap();
     assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
     String::from_utf8(ran.stdout).unwrap()
 }
@@ -74,6 +81,19 @@ fn pairs() {
     ] {
         assert!(table.contains(line), "{table}");
     }
+}
+
+fn given() {
+    let found = probe_with("2-3", "json", Some("0000:11:10.0"));
+    let found: Value = serde_json::from_str(&found).unwrap();
+    let granted = |at: usize| found["rdma"]["devices"][at]["granted"].as_bool().unwrap();
+    assert_eq!((granted(0), granted(1)), (true, false), "{found:#}");
+    let lane = |at: usize| {
+        let lane = &found["rdma"]["lanes"][at];
+        ["device", "lane", "reason"].map(|key| lane[key].as_str().unwrap().to_owned())
+    };
+    assert_eq!(lane(0), ["rxe_a", "rdma", "wrong_numa"], "{found:#}");
+    assert_eq!(lane(1), ["rxe_b", "quic", "not_wanted"], "{found:#}");
 }
 
 fn lanes() {

@@ -66,7 +66,8 @@ const NOT_BUILT: &str = "this build has no RDMA";
 #[cfg(feature = "rdma")]
 #[expect(clippy::needless_pass_by_value, reason = "it maps an error")]
 fn told(error: super::VerbsError) -> (Reason, String) {
-    (error.reason, crate::fault::in_full(&error))
+    // The word is said beside it.
+    (error.reason, format!("{}; {}", error.source, error.reason.hint()))
 }
 
 #[cfg(test)]
