@@ -44,19 +44,24 @@ pub fn devices() -> Result<Vec<Found>, (Reason, String)> {
 /// Opens a device and asks it.
 ///
 /// # Errors
-/// When it cannot be opened, or this build cannot open any.
+/// When it cannot be opened.
+#[cfg(feature = "rdma")]
 pub fn ask(device: &str) -> Result<Answer, (Reason, String)> {
-    #[cfg(feature = "rdma")]
-    return {
-        let answer = || {
-            let device = super::verbs::Device::open(device)?;
-            let takes_dmabuf = device.protection_domain()?.takes_dmabuf();
-            let packet_bytes = device.path().ok().map(|path| path.mtu.bytes());
-            Ok(Answer { packet_bytes, takes_dmabuf })
-        };
-        answer().map_err(told)
+    let answer = || {
+        let device = super::verbs::Device::open(device)?;
+        let takes_dmabuf = device.protection_domain()?.takes_dmabuf();
+        let packet_bytes = device.path().ok().map(|path| path.mtu.bytes());
+        Ok(Answer { packet_bytes, takes_dmabuf })
     };
-    #[cfg(not(feature = "rdma"))]
+    answer().map_err(told)
+}
+
+/// Does not ask it.
+///
+/// # Errors
+/// Always: this build cannot.
+#[cfg(not(feature = "rdma"))]
+pub fn ask(_device: &str) -> Result<Answer, (Reason, String)> {
     Err((Reason::NotBuilt, NOT_BUILT.to_owned()))
 }
 
