@@ -1,4 +1,4 @@
-//! What the programs beside peers share: certificates, and the CPU that something took.
+//! What the programs beside peers share: certificates, a trainer, and the CPU that something took.
 
 use std::error::Error;
 use std::time::Duration;
@@ -6,6 +6,8 @@ use std::time::Duration;
 use datapath::transport::quic::tls::Identity;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustix::time::{ClockId, clock_gettime};
+
+pub mod trainer;
 
 /// Whatever a bench cannot go on after.
 pub type Failure = Box<dyn Error + Send + Sync>;

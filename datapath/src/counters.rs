@@ -56,6 +56,10 @@ counters! {
     rdma_in_bytes,
     /// Bytes of chunks lent to other workers: what they read of them over RDMA, only they know.
     rdma_lent_bytes,
+    /// Times that a rail to a peer was left for another lane.
+    rdma_failures,
+    /// Times that one was used again.
+    rdma_returns,
     /// Requests that were asked again.
     retries,
     /// Chunks found in the cache.

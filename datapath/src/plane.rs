@@ -30,7 +30,7 @@ use crate::tier::{Tier, TierConfig, TierError};
 use crate::transport::quic::server::{Serving, serve};
 use crate::transport::quic::tls::Identity;
 use crate::transport::quic::{QuicError, QuicLane};
-use crate::transport::rdma::lane::Adapter;
+use crate::transport::rdma::lane::Rails;
 use crate::transport::rdma::reason::Reason;
 
 mod ahead;
@@ -38,6 +38,7 @@ mod lane;
 
 pub use crate::membership::{Membership, Peer};
 pub use crate::select::{PeerId, Role};
+pub use crate::transport::rdma::choose::{DevicesWanted, FarDevices};
 pub use lane::PeerLane;
 
 /// Events of a feed that the worker has not taken yet; beyond it the trainer's acknowledgements wait.
@@ -65,6 +66,8 @@ pub struct PlaneConfig {
     pub transport: TransportPolicy,
     /// What its QUIC lanes take for a full network.
     pub congestion: Congestion,
+    /// Which RDMA devices of the host are its.
+    pub devices: DevicesWanted,
 }
 
 /// What one consumer is to be fed. Steps count over all epochs.
@@ -185,8 +188,8 @@ pub struct Plane {
     cache: Cache,
     counters: Arc<Counting>,
     lane: Arc<QuicLane>,
-    /// This host's device, or why it is not used.
-    adapter: Result<Arc<Adapter>, Reason>,
+    /// This host's RDMA devices, or why none is used.
+    rails: Result<Arc<Rails>, Reason>,
     member: watch::Sender<Option<Arc<Member>>>,
     server: JoinHandle<()>,
     started: Instant,
@@ -201,12 +204,15 @@ impl Plane {
         Self::start_on(config, None).await
     }
 
-    /// As [`Plane::start`], with the RDMA device of that name and no other.
+    /// As [`Plane::start`], with the RDMA devices of those names, parted by commas, and no others.
     ///
     /// # Errors
     /// As for [`Plane::start`].
-    pub async fn start_on(config: PlaneConfig, device: Option<&str>) -> Result<Self, PlaneError> {
-        let adapter = adapter(config.transport, device)?;
+    pub async fn start_on(mut config: PlaneConfig, devices: Option<&str>) -> Result<Self, PlaneError> {
+        if let Some(names) = devices {
+            config.devices.names = Some(names.split(',').map(|name| name.trim().to_owned()).collect());
+        }
+        let rails = rails(config.transport, &config.devices)?;
         let lane = Arc::new(QuicLane::open(&config.identity, config.bind, config.congestion)?);
         let counters = Arc::new(Counting::default());
         let manifest = config.manifest;
@@ -220,7 +226,7 @@ impl Plane {
         let member = watch::Sender::new(None);
         let server = tokio::spawn(serve(Serving {
             lane: Arc::clone(&lane),
-            adapter: adapter.clone(),
+            rails: rails.clone(),
             manifest: Arc::clone(&manifest),
             cache: cache.clone(),
             counters: Arc::clone(&counters),
@@ -228,7 +234,7 @@ impl Plane {
         }));
         #[expect(clippy::disallowed_methods, reason = "the shell that owns this plane's clock")]
         let started = Instant::now();
-        Ok(Self { manifest, order: config.order, cache, counters, lane, adapter, member, server, started })
+        Ok(Self { manifest, order: config.order, cache, counters, lane, rails, member, server, started })
     }
 
     /// Where peers reach it.
@@ -330,15 +336,12 @@ impl Plane {
     }
 }
 
-/// This host's device, if the policy wants one and there is one.
-fn adapter(
-    policy: TransportPolicy,
-    device: Option<&str>,
-) -> Result<Result<Arc<Adapter>, Reason>, PlaneError> {
+/// This host's devices, if the policy wants them and there are some.
+fn rails(policy: TransportPolicy, wanted: &DevicesWanted) -> Result<Result<Arc<Rails>, Reason>, PlaneError> {
     if policy == TransportPolicy::Quic {
         return Ok(Err(Reason::NotWanted));
     }
-    let opened = Adapter::open(device);
+    let opened = Rails::open(wanted);
     let found = opened.as_ref().map(|_| ()).map_err(|absence| absence.words.as_str());
     let Some((_, downgraded)) = lane(policy, found) else {
         return Err(PlaneError::NoRdma {
@@ -346,7 +349,7 @@ fn adapter(
         });
     };
     match &opened {
-        Ok(adapter) => tracing::info!(device = adapter.device(), "the data plane uses RDMA"),
+        Ok(rails) => tracing::info!(devices = rails.devices(), "the data plane uses RDMA"),
         Err(_) => {
             let reason = downgraded.as_deref().unwrap_or_default();
             tracing::info!(reason, "the data plane uses QUIC instead of RDMA");

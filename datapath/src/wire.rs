@@ -84,8 +84,13 @@ pub enum Frame {
         /// Ask again after so many milliseconds; 0: never.
         retry_after_ms: u32,
     },
-    /// Half of a queue pair: a lane over verbs is wanted.
-    Offer(Endpoint),
+    /// A lane over verbs is wanted.
+    Offer {
+        /// The owner's rail that it is to end at; beyond the last they begin anew.
+        rail: u8,
+        /// The asking side's half of the queue pair.
+        half: Endpoint,
+    },
     /// The other half, connected.
     Accept(Endpoint),
     /// There is no such lane, or no lease by it, and why.
@@ -114,6 +119,8 @@ pub struct Want {
 /// A request for one chunk, to be read where it lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ask {
+    /// The owner's rail that is to read it.
+    pub rail: u8,
     /// The membership's fence.
     pub fence: u64,
     /// The chunk.
@@ -275,7 +282,10 @@ pub fn encode(frame: &Frame) -> Result<Vec<u8>, WireError> {
             out.extend_from_slice(&refusal.code().to_le_bytes());
             out.extend_from_slice(&retry_after_ms.to_le_bytes());
         }
-        Frame::Offer(endpoint) => encode_endpoint(&mut out, OFFER, endpoint),
+        Frame::Offer { rail, half } => {
+            encode_endpoint(&mut out, OFFER, half);
+            out.push(*rail);
+        }
         Frame::Accept(endpoint) => encode_endpoint(&mut out, ACCEPT, endpoint),
         Frame::Decline(reason) => {
             out.push(DECLINE);
@@ -283,6 +293,7 @@ pub fn encode(frame: &Frame) -> Result<Vec<u8>, WireError> {
         }
         Frame::Ask(ask) => {
             out.push(ASK);
+            out.push(ask.rail);
             out.extend_from_slice(&ask.fence.to_le_bytes());
             out.extend_from_slice(&ask.chunk.to_le_bytes());
             out.extend_from_slice(&ask.until.to_le_bytes());
@@ -368,10 +379,11 @@ impl Reader<'_> {
             PING => Frame::Ping,
             WANT => Frame::Want(self.want()?),
             HAVE => Frame::Have { request: self.u64()?, bytes: self.u64()? },
-            OFFER => Frame::Offer(self.endpoint()?),
+            OFFER => Frame::Offer { half: self.endpoint()?, rail: self.take::<1>()?[0] },
             ACCEPT => Frame::Accept(self.endpoint()?),
             DECLINE => Frame::Decline(Reason::of_code(self.take::<1>()?[0])?),
             ASK => Frame::Ask(Ask {
+                rail: self.take::<1>()?[0],
                 fence: self.u64()?,
                 chunk: self.u32()?,
                 until: self.u64()?,

@@ -97,6 +97,10 @@ pub fn main() -> ExitCode {
 /// it becomes their reaper. Without a lifeline only the lease tells that the launcher is gone.
 #[must_use]
 pub fn run(config: WorkerConfig, lifeline: Option<Lifeline>) -> Outcome {
+    // Before there are other threads: they inherit it.
+    if let Err(error) = crate::host::stay_near(&config.cpus) {
+        tracing::warn!(%error, cpus = ?config.cpus, "cannot stay on the NUMA node of the CPUs");
+    }
     let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(2, THREADS_MAX);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     let runtime = match runtime {

@@ -102,6 +102,9 @@ pub struct DataConfig {
     /// What QUIC lanes take for a full network.
     #[serde(default)]
     pub congestion: datapath::select::Congestion,
+    /// What becomes of RDMA devices on other NUMA nodes than the worker's.
+    #[serde(default)]
+    pub far_devices: datapath::plane::FarDevices,
     /// Batches in flight per rank.
     pub slots: u32,
     /// Bytes of chunks that this worker may hold.

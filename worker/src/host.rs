@@ -4,9 +4,15 @@ pub mod addresses;
 pub mod interface;
 pub mod pci;
 pub mod probe;
+pub mod rdma;
 pub mod sysfs;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::Path;
+
+use datapath::plane::{DevicesWanted, FarDevices};
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::rendezvous::message::HostFacts;
 
@@ -24,10 +30,54 @@ pub fn facts(wanted: &[u32]) -> HostFacts {
     facts
 }
 
+/// Which RDMA devices the data plane of a worker with these CPUs (all that this process may use, if there are none) is to use:
+/// those that a device plugin gave it, and the near ones first.
+#[must_use]
+pub fn devices_wanted(cpus: &[u32], far: FarDevices) -> DevicesWanted {
+    let env = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let HostFacts { cpus, numa, .. } = facts(cpus);
+    DevicesWanted { names: pci::granted_rdma(Path::new("/"), &env), nodes: nodes_of(&cpus, &numa), far }
+}
+
+/// Keeps the calling thread, and those that it starts from now on, on the NUMA nodes of these CPUs. The kernel gives memory from
+/// the node of whoever touches it first; so what the worker holds, and registers, is then where its CPUs are.
+///
+/// Not on these CPUs alone: the ranks have them, and are better off when the worker finds another one.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn stay_near(cpus: &[u32]) -> io::Result<()> {
+    let numa = sysfs::read(Path::new("/")).numa;
+    let near = near(cpus, &allowed_cpus(), &numa);
+    if near.is_empty() {
+        return Ok(());
+    }
+    let mut set = CpuSet::new();
+    for cpu in near.into_iter().filter_map(|cpu| usize::try_from(cpu).ok()) {
+        set.set(cpu);
+    }
+    Ok(sched_setaffinity(None, &set)?)
+}
+
+/// NUMA nodes that at least one of these CPUs is of.
+pub(crate) fn nodes_of(cpus: &[u32], numa: &BTreeMap<u32, Vec<u32>>) -> BTreeSet<u32> {
+    let is_of = |members: &Vec<u32>| members.iter().any(|cpu| cpus.contains(cpu));
+    numa.iter().filter(|(_, members)| is_of(members)).map(|(node, _)| *node).collect()
+}
+
+/// Of the allowed CPUs those of these CPUs' nodes; none where nothing is to be kept together.
+fn near(cpus: &[u32], allowed: &[u32], numa: &BTreeMap<u32, Vec<u32>>) -> Vec<u32> {
+    let nodes = nodes_of(cpus, numa);
+    let members = numa.iter().filter(|(node, _)| nodes.contains(node)).flat_map(|(_, members)| members);
+    members.copied().filter(|cpu| allowed.contains(cpu)).collect()
+}
+
 /// What the scheduler lets this process run on; empty when it does not say.
 fn allowed_cpus() -> Vec<u32> {
     let Ok(set) = rustix::thread::sched_getaffinity(None) else { return Vec::new() };
-    let cpus = (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu));
+    let cpus = (0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu));
     cpus.filter_map(|cpu| u32::try_from(cpu).ok()).collect()
 }
 
@@ -57,6 +107,16 @@ mod tests {
         assert_eq!(own_of(vec![2, 3], &online, None), [2, 3]);
         assert_eq!(own_of((1..8).collect(), &online, Some(0.5)), Vec::<u32>::new());
         assert_eq!(own_of(online.clone(), &online, None), Vec::<u32>::new(), "nothing was set apart");
+    }
+
+    #[test]
+    fn a_worker_stays_on_the_nodes_of_its_cpus() {
+        let numa = BTreeMap::from([(0, vec![0, 1]), (1, vec![2, 3]), (2, vec![4, 5])]);
+        assert_eq!(near(&[2], &[0, 1, 2, 3, 4], &numa), [2, 3]);
+        assert_eq!(near(&[1, 4], &[0, 1, 2, 3, 4], &numa), [0, 1, 4], "5 is not allowed");
+        assert_eq!(near(&[], &[0, 1], &numa), Vec::<u32>::new(), "it may run anywhere");
+        assert_eq!(near(&[0], &[0, 1], &BTreeMap::new()), Vec::<u32>::new());
+        assert_eq!(nodes_of(&[3, 4], &numa), BTreeSet::from([1, 2]));
     }
 
     #[test]

@@ -6,10 +6,10 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use benches::trainer::train;
 use benches::{Failure, cpu, identities};
 use datapath::cache::need;
 use datapath::dataset::{Dtype, RecordLayout, index};
@@ -18,7 +18,6 @@ use datapath::plane::{FeedConfig, FeedEvent, Membership, Peer, PeerId, Plane, Pl
 use datapath::select::{Congestion, TransportPolicy};
 use datapath::store::Store;
 use datapath::transport::quic::tls::fingerprint;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::time::ClockId;
 
 /// The abstract socket's name.
@@ -78,6 +77,7 @@ async fn run(plan: Run) -> Result<serde_json::Value, Failure> {
         tier: None,
         transport: TransportPolicy::Quic,
         congestion: Congestion::Fixed,
+        devices: Default::default(),
     })
     .await?;
     let me = PeerId(0);
@@ -101,7 +101,7 @@ async fn run(plan: Run) -> Result<serde_json::Value, Failure> {
             hello: serde_json::Value::Null,
         })
         .await?;
-    let trainer = std::thread::spawn(train);
+    let trainer = std::thread::spawn(|| train(SOCKET));
     let (mut samples, mut bytes) = (0, 0);
     while let Some(event) = feed.events.recv().await {
         match event {
@@ -115,7 +115,7 @@ async fn run(plan: Run) -> Result<serde_json::Value, Failure> {
         }
     }
     let (took, cpu) = (started.elapsed(), cpu(ClockId::ProcessCPUTime) - cpu_before);
-    let (trainer_cpu, first_batch) = trainer.join().map_err(|_| "the trainer panicked")??;
+    let trained = trainer.join().map_err(|_| "the trainer panicked")??;
     let gigabytes = float(bytes) / 1e9;
     Ok(serde_json::json!({
         "samples": samples,
@@ -124,34 +124,10 @@ async fn run(plan: Run) -> Result<serde_json::Value, Failure> {
         "samples_per_s": float(samples) / took.as_secs_f64(),
         "gb_per_s": gigabytes / took.as_secs_f64(),
         "cpu_s_per_gb": cpu.as_secs_f64() / gigabytes,
-        "trainer_cpu_s_per_gb": trainer_cpu.as_secs_f64() / gigabytes,
-        "first_batch_ms": first_batch.as_secs_f64() * 1e3,
+        "trainer_cpu_s_per_gb": trained.cpu.as_secs_f64() / gigabytes,
+        "first_batch_ms": trained.first_batch.as_secs_f64() * 1e3,
         "counters": plane.counters(),
     }))
-}
-
-/// Takes and acknowledges batches until the end; its CPU time, and the time to the first batch.
-fn train() -> Result<(Duration, Duration), Failure> {
-    let (started, mut first) = (now(), None);
-    let socket: OwnedFd =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new_abstract_name(SOCKET.as_bytes())?)?;
-    rustix::net::send(&socket, br#"{"version":1,"pid":1}"#, SendFlags::NOSIGNAL)?;
-    let mut packet = vec![0; 64 << 10];
-    rustix::net::recv(&socket, &mut packet[..], RecvFlags::empty())?;
-    loop {
-        let (_, length) = rustix::net::recv(&socket, &mut packet[..32], RecvFlags::empty())?;
-        first.get_or_insert_with(|| started.elapsed());
-        match packet[0] {
-            1 if length == 32 => {
-                packet[24..32].fill(0);
-                rustix::net::send(&socket, &packet[..32], SendFlags::NOSIGNAL)?;
-            }
-            2 if length == 32 => break,
-            other => return Err(format!("descriptor kind {other} of {length} bytes").into()),
-        }
-    }
-    Ok((cpu(ClockId::ThreadCPUTime), first.unwrap_or_default()))
 }
 
 #[expect(clippy::disallowed_methods, reason = "a bench measures time")]

@@ -20,7 +20,7 @@ use crate::select::PeerId;
 use crate::session::{Ask, Failure, Transfer, Verdict};
 use crate::transport::quic::QuicLane;
 use crate::transport::quic::client::{Asking, Link};
-use crate::transport::rdma::lane::Adapter;
+use crate::transport::rdma::lane::Rails;
 use crate::transport::{Outcome, Part, local};
 use crate::wire::{GROUPS_MAX, RANGES_MAX};
 
@@ -32,7 +32,7 @@ pub(crate) struct Source {
     pub(crate) counters: Arc<Counting>,
     pub(crate) lane: Arc<QuicLane>,
     /// For lanes over verbs.
-    pub(crate) adapter: Option<Arc<Adapter>>,
+    pub(crate) rails: Option<Arc<Rails>>,
     pub(crate) member: Arc<Member>,
     /// The moment that times are counted from.
     pub(crate) epoch: Instant,
@@ -144,7 +144,7 @@ impl Source {
     pub(crate) fn asking(&self, step: u64, refresh: bool) -> Asking<'_> {
         Asking {
             lane: &self.lane,
-            adapter: self.adapter.as_ref(),
+            rails: self.rails.as_ref(),
             epoch: self.epoch,
             member: &self.member,
             dataset: self.manifest.digest().0,

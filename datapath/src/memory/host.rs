@@ -107,6 +107,12 @@ impl Region {
             return Err(RegionError::Map { bytes, source: io::ErrorKind::OutOfMemory.into() });
         };
         let region = Self { fd, base, bytes, pages };
+        if pages == Pages::Huge {
+            // A cgroup may forbid to touch what could be reserved, which would kill this process: so all are asked for now.
+            // SAFETY: the whole mapping, whose content stays what it is.
+            unsafe { rustix::mm::madvise(mapped, bytes, rustix::mm::Advice::LinuxPopulateWrite) }
+                .map_err(|source| RegionError::Map { bytes, source: source.into() })?;
+        }
         // FUTURE_WRITE only after our own writable mapping stands; SEAL last, so that no seal is added or lifted.
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&region.fd, seals).map_err(|source| RegionError::Seal(source.into()))?;

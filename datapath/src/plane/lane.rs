@@ -29,7 +29,7 @@ impl Plane {
             cache: self.cache.clone(),
             counters: Arc::clone(&self.counters),
             lane: Arc::clone(&self.lane),
-            adapter: self.adapter.as_ref().ok().map(Arc::clone),
+            rails: self.rails.as_ref().ok().map(Arc::clone),
             member: Arc::clone(member),
             epoch: self.started,
         }

@@ -5,6 +5,8 @@ mod handoff;
 mod mtu;
 mod servers;
 mod silence;
+#[cfg(feature = "rdma")]
+mod sriov;
 mod trainer;
 #[cfg(feature = "rdma")]
 mod verbs;
@@ -99,6 +101,7 @@ impl Group {
                 transport: TransportPolicy::PreferRdma,
                 // Who asks need not know how the owner holds back.
                 congestion: if id % 2 == 0 { Congestion::Fixed } else { Congestion::Cubic },
+                devices: DevicesWanted::default(),
             });
             let runtime = if id + 1 == of { apart.clone() } else { Handle::current() };
             let plane = runtime.spawn(plane).await.unwrap().unwrap();

@@ -4,15 +4,19 @@
 
 use std::io;
 
+pub mod ask;
+pub mod choose;
 pub mod comeback;
 pub mod endpoint;
 pub mod gid;
+pub mod goodput;
 #[cfg(feature = "rdma")]
 pub(crate) mod lane;
 #[cfg(not(feature = "rdma"))]
 #[path = "rdma/no_lane.rs"]
 pub(crate) mod lane;
 pub mod reason;
+pub mod spread;
 pub mod sysfs;
 #[cfg(feature = "rdma")]
 pub mod verbs;

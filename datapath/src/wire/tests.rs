@@ -46,10 +46,11 @@ fn frame() -> impl Strategy<Value = Frame> {
             refusal,
             retry_after_ms
         }),
-        endpoint().prop_map(Frame::Offer),
+        (any::<u8>(), endpoint()).prop_map(|(rail, half)| Frame::Offer { rail, half }),
         endpoint().prop_map(Frame::Accept),
         reason().prop_map(Frame::Decline),
-        any::<(u64, u32, u64, bool)>().prop_map(|(fence, chunk, until, refresh)| Frame::Ask(Ask {
+        any::<(u8, u64, u32, u64, bool)>().prop_map(|(rail, fence, chunk, until, refresh)| Frame::Ask(Ask {
+            rail,
             fence,
             chunk,
             until,
@@ -108,10 +109,10 @@ fn golden_bytes() {
 fn golden_bytes_of_lanes_over_verbs() {
     let gid = Gid([9; 16]);
     let endpoint = Endpoint { qpn: 1, psn: 2, gid, lid: 3, mtu: PathMtu::Bytes1024, reads: 16 };
-    let mut golden = vec![30, 0, 0, 0, 32, 1, 0, 0, 0, 2, 0, 0, 0];
+    let mut golden = vec![31, 0, 0, 0, 32, 1, 0, 0, 0, 2, 0, 0, 0];
     golden.extend_from_slice(&[9; 16]);
-    golden.extend_from_slice(&[3, 0, 0, 4, 16]);
-    assert_eq!(encode(&Frame::Offer(endpoint)).unwrap(), golden);
+    golden.extend_from_slice(&[3, 0, 0, 4, 16, 5]);
+    assert_eq!(encode(&Frame::Offer { rail: 5, half: endpoint }).unwrap(), golden);
     assert_eq!(encode(&Frame::Decline(Reason::NoDevice)).unwrap(), [2, 0, 0, 0, 34, 2]);
     let lease = Frame::Lease(Lease { address: 4, key: 5, len: 6 });
     assert_eq!(encode(&lease).unwrap(), [17, 0, 0, 0, 36, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 6, 0, 0, 0]);

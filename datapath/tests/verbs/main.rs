@@ -28,6 +28,7 @@ const TESTS: &[Test] = &[
     ("a_dropped_future_keeps_its_memory_until_the_device_is_done", transfers::a_dropped_future),
     ("what_comes_after_giving_up_lands_nowhere", transfers::giving_up),
     ("closing_gives_back_what_waits", transfers::closing),
+    ("large_pages_are_used_where_some_are_set_apart", transfers::large_pages),
     ("memory_of_other_devices_is_detected_by_trying", transfers::dmabuf),
     ("a_wrong_key_is_fatal", faults::wrong_key),
     ("a_killed_peer_is_dead_within_the_bound", faults::killed_peer),

@@ -282,3 +282,40 @@ pub(crate) fn dmabuf() {
         a.domain.register_dmabuf(file.into(), 0, 4096).unwrap_err();
     });
 }
+
+pub(crate) fn large_pages() {
+    const CHUNK: usize = 4_000_000;
+    const SWITCH: &str = "/proc/sys/vm/nr_hugepages";
+    /// None stay set apart for the other tests.
+    struct Apart;
+    impl Drop for Apart {
+        fn drop(&mut self) {
+            std::fs::write(SWITCH, "0").unwrap();
+        }
+    }
+    let free = || {
+        let facts = std::fs::read_to_string("/proc/meminfo").unwrap();
+        let line = facts.lines().find_map(|line| line.strip_prefix("HugePages_Free:")).unwrap();
+        line.trim().parse::<usize>().unwrap()
+    };
+    run(async {
+        let _apart = Apart;
+        std::fs::write(SWITCH, "5").unwrap();
+        assert_eq!(free(), 5, "the guest has no memory for them");
+        let (a, b) = (Side::a(), Side::b());
+        let (near, _far) = connect(&a, &b, SIZES);
+        // Two of two pages each; for the third there are not enough, and for a small one they would be wasted.
+        let sources: Vec<_> = [CHUNK, CHUNK, CHUNK, 1 << 20].map(|bytes| b.source(bytes)).into();
+        assert_eq!(free(), 1);
+        for source in &sources {
+            let bytes = source.span().len.min(CHUNK);
+            let (memory, mut targets) = a.targets(1, bytes);
+            let mut chain = Chain::new(&memory, targets.remove(0));
+            chain.read(0, bytes, source.remote(0)).unwrap();
+            assert!(*near.try_post(chain).unwrap().await.unwrap() == pattern(bytes)[..]);
+        }
+        near.close().await.unwrap();
+        drop(sources);
+        assert_eq!(free(), 5, "they come back");
+    });
+}

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
+use datapath::plane::FarDevices;
 use worker::config::{self, DataConfig, ManifestFile, RecordConfig, RunConfig, TierFolder};
 use worker::units::WorkerId;
 
-use crate::job::spec::Framework;
+use crate::job::spec::{Framework, Locality};
 use crate::job::{Data, Job, LocalTier};
 use crate::rendezvous::group::{GroupConfig, RestartPolicy, Timing};
 
@@ -29,7 +30,12 @@ pub(super) fn run(job: &Job) -> RunConfig {
 }
 
 /// What is read, and how. Without a manifest the workers make one, for which they need to know what a record is.
-pub(super) fn data(data: &Data, manifest: Option<ManifestFile>, cache_bytes: u64) -> DataConfig {
+pub(super) fn data(
+    data: &Data,
+    locality: Locality,
+    manifest: Option<ManifestFile>,
+    cache_bytes: u64,
+) -> DataConfig {
     let record = match manifest {
         Some(_) => None,
         None => {
@@ -43,6 +49,10 @@ pub(super) fn data(data: &Data, manifest: Option<ManifestFile>, cache_bytes: u64
         epochs: data.epochs.get(),
         transport: data.transport,
         congestion: data.congestion,
+        far_devices: match locality {
+            Locality::None => FarDevices::Used,
+            Locality::Numa | Locality::Pcie => FarDevices::Refused,
+        },
         slots: SLOTS,
         cache_bytes,
         tier: None,

@@ -5,6 +5,8 @@ export HOME=/root LANG=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:
 source /run/rig/settings
 {
   ip link set lo up
+  # shellcheck disable=SC2154 # set in settings
+  if [ -n "$sriov" ]; then "$rig/functions.sh" && export SLIPWAY_SRIOV=1; fi
   "$rig/fabric.sh"
   # udev would do this: verbs are for every user.
   chmod 666 /dev/infiniband/uverbs*

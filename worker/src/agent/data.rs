@@ -26,6 +26,7 @@ use super::machine::{Event, FeedNews};
 use super::preflight::fault;
 use super::shell::{Note, Notes, unix_ns};
 use crate::config::{DataConfig, ManifestFile, WorkerConfig};
+use crate::host;
 use crate::rendezvous::certificate_name;
 use crate::rendezvous::message::{
     Assignment, CauseKind, ConsumedStep, DataFacts, Evidence, PeerAddress, PreflightFault,
@@ -111,11 +112,15 @@ impl DataSide {
             }),
             transport: data.transport,
             congestion: data.congestion,
+            devices: host::devices_wanted(&config.cpus, data.far_devices),
         });
         let plane = plane.await.map_err(|error| {
             let (code, hint) = match &error {
                 PlaneError::Tier(_) => {
                     ("tier_unusable", "name a folder that this user may write in spec.data.localTier.folder")
+                }
+                PlaneError::NoRdma { .. } => {
+                    ("data_plane_failed", "`worker probe` there says what each of the host's devices lacks")
                 }
                 _ => ("data_plane_failed", "check the interface and its address"),
             };

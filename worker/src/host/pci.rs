@@ -2,8 +2,8 @@
 //! root that tests make up.
 //!
 //! A device is known by its address on the bus and never by a name: names are given anew at every boot and in every
-//! container. Sources: Documentation/ABI/testing/sysfs-bus-pci (`class`, `numa_node`, `physfn`), sysfs-class-infiniband
-//! (`ports/N/state`, `link_layer`), and include/linux/pci_ids.h for classes and vendors.
+//! container. Sources: Documentation/ABI/testing/sysfs-bus-pci (`class`, `numa_node`, `physfn`), and include/linux/pci_ids.h for
+//! classes and vendors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -56,24 +56,11 @@ pub struct Nic {
     pub granted: bool,
 }
 
-/// An RDMA device.
+/// An RDMA device, of which `rdma` says more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Rdma {
     /// Its name.
     pub name: String,
-    /// Its ports, in their order.
-    pub ports: Vec<Port>,
-}
-
-/// A port of an RDMA device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Port {
-    /// Counted from 1.
-    pub number: u32,
-    /// `ACTIVE`, `DOWN`, …
-    pub state: String,
-    /// `Ethernet` or `InfiniBand`.
-    pub link_layer: String,
 }
 
 /// The bus addresses that device plugins gave to this container, by the variable that says so.
@@ -87,6 +74,15 @@ pub fn grants(env: &BTreeMap<String, String>) -> BTreeMap<String, Vec<String>> {
             (name.clone(), addresses.map(str::to_lowercase).collect())
         });
     lists.collect()
+}
+
+/// The RDMA devices of the network functions that this container was given; none where it was given no such function.
+#[must_use]
+pub fn granted_rdma(root: &Path, env: &BTreeMap<String, String>) -> Option<BTreeSet<String>> {
+    let ids: BTreeSet<String> = grants(env).into_values().flatten().collect();
+    let nics: Vec<Nic> = nics(root, &ids).into_iter().filter(|nic| nic.granted).collect();
+    let names = nics.iter().flat_map(|nic| nic.rdma.iter().map(|rdma| rdma.name.clone()));
+    (!nics.is_empty()).then(|| names.collect())
 }
 
 /// All network functions, in the order of their addresses.
@@ -138,25 +134,12 @@ fn nic(root: &Path, id: &str, granted: bool) -> Nic {
     let vf_of = fs::read_link(folder.join("physfn"))
         .ok()
         .and_then(|target| Some(target.file_name()?.to_str()?.to_owned()));
-    let rdma = names(&folder.join("infiniband"));
-    let rdma = rdma.into_iter().map(|name| Rdma { ports: ports(root, &name), name }).collect();
+    let own = names(&folder.join("infiniband"));
+    // One that is made of software is not in the function's folder, and is of it nevertheless.
+    let mut devices = datapath::transport::rdma::sysfs::devices(&root.join("sys"));
+    devices.retain(|device| own.contains(&device.name) || device.pci.as_deref() == Some(id));
+    let rdma = devices.into_iter().map(|device| Rdma { name: device.name }).collect();
     Nic { id: id.to_owned(), interface, vf_of, node: node(root, id), addresses, rdma, granted }
-}
-
-fn ports(root: &Path, device: &str) -> Vec<Port> {
-    let folder = root.join("sys/class/infiniband").join(device).join("ports");
-    let mut ports: Vec<Port> = names(&folder)
-        .into_iter()
-        .filter_map(|name| {
-            let read = |file: &str| fs::read_to_string(folder.join(&name).join(file)).unwrap_or_default();
-            // "4: ACTIVE"
-            let state = read("state");
-            let state = state.split_once(':').map_or(state.as_str(), |(_, word)| word).trim().to_owned();
-            Some(Port { number: name.parse().ok()?, state, link_layer: read("link_layer").trim().to_owned() })
-        })
-        .collect();
-    ports.sort_by_key(|port| port.number);
-    ports
 }
 
 /// Addresses of all devices of a class.

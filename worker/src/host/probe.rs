@@ -1,5 +1,5 @@
-//! What this container has, and whether it lies together: CPUs, memory, GPUs and network functions, and the NUMA node of
-//! each. `worker probe` shows it, as a table or as JSON.
+//! What this container has, and whether it lies together: CPUs, memory, GPUs, network functions and RDMA devices, and the NUMA
+//! node of each. `worker probe` shows it, as a table or as JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::pci::{self, Gpu, Nic};
-use super::sysfs;
+use super::{rdma, sysfs};
 
 /// Stand-ins for GPUs, for hosts without any: `name@node,name@node`. A device plugin sets it.
 pub const STAND_IN_VARIABLE: &str = "SLIPWAY_STAND_IN_GPUS";
@@ -35,6 +35,8 @@ pub struct Probe {
     pub gpus: Vec<Gpu>,
     /// Network functions.
     pub nics: Vec<Nic>,
+    /// RDMA devices, and the lanes that follow.
+    pub rdma: rdma::Rdma,
     /// What follows.
     pub verdict: Verdict,
 }
@@ -71,17 +73,14 @@ pub fn read(root: &Path, env: &BTreeMap<String, String>) -> Probe {
     };
     let cpus = list("Cpus_allowed_list:");
     let numa = sysfs::read(root).numa;
-    let cpu_nodes = numa
-        .iter()
-        .filter(|(_, members)| members.iter().any(|cpu| cpus.contains(cpu)))
-        .map(|(node, _)| *node)
-        .collect();
+    let cpu_nodes = super::nodes_of(&cpus, &numa);
     let memory_nodes = list("Mems_allowed_list:").into_iter().collect();
     let grants = pci::grants(env);
     let granted: BTreeSet<String> = grants.values().flatten().cloned().collect();
     let mut gpus = pci::gpus(root, &granted);
     gpus.extend(stand_ins(env));
     let nics = pci::nics(root, &granted);
+    let rdma = rdma::read(root, &cpu_nodes, &gpus, &nics);
     let verdict = judge(&cpu_nodes, &memory_nodes, &gpus, &nics);
     Probe {
         cpus,
@@ -93,6 +92,7 @@ pub fn read(root: &Path, env: &BTreeMap<String, String>) -> Probe {
         grants,
         gpus,
         nics,
+        rdma,
         verdict,
     }
 }
@@ -222,13 +222,9 @@ pub fn table(probe: &Probe) -> String {
         let addresses: String = nic.addresses.iter().map(|address| format!(", {address}")).collect();
         let place = format!("{} ({interface}), {}{vf}", nic.id, on(nic.node));
         line("NIC", format!("{place}{addresses}{}", granted(nic.granted)));
-        for rdma in &nic.rdma {
-            let ports = rdma
-                .ports
-                .iter()
-                .map(|port| format!(", port {} {} {}", port.number, port.state, port.link_layer));
-            line("RDMA", format!("{} of {}{}", rdma.name, nic.id, ports.collect::<String>()));
-        }
+    }
+    for (kind, what) in rdma::lines(&probe.rdma) {
+        line(kind, what);
     }
     line("verdict", probe.verdict.text.clone());
     text

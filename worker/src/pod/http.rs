@@ -114,6 +114,8 @@ fn metrics_text(seen: &Seen, cpu: Duration) -> Result<String, std::fmt::Error> {
     }
     for (name, help, value) in [
         ("store_reads", "Reads from the store", counters.store_reads),
+        ("rdma_failures", "Times that an RDMA lane was left for another one", counters.rdma_failures),
+        ("rdma_returns", "Times that one was used again", counters.rdma_returns),
         ("retries", "Requests that were asked again", counters.retries),
         ("cache_hits", "Chunks found in the cache", counters.cache_hits),
         ("cache_evictions", "Chunks dropped before all had passed them", counters.cache_evictions),

@@ -297,6 +297,7 @@ pub(crate) mod tests {
             epochs: 1,
             transport: datapath::select::TransportPolicy::Quic,
             congestion: Default::default(),
+            far_devices: Default::default(),
             slots: 4,
             cache_bytes: 1,
             tier: None,

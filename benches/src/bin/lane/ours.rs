@@ -71,6 +71,7 @@ async fn start(identity: Identity, folder: &Path) -> Result<(Plane, Arc<Manifest
         tier: None,
         transport: TransportPolicy::Quic,
         congestion: Congestion::Fixed,
+        devices: Default::default(),
     });
     Ok((plane.await?, manifest))
 }

@@ -20,11 +20,12 @@ mod cable;
 mod cell;
 mod child;
 mod devices;
-mod fabric;
+pub(super) mod fabric;
 mod fed;
 mod limits;
 mod peers;
-mod warnings;
+mod rails;
+pub(super) mod warnings;
 
 use fabric::on_cable;
 use warnings::Warnings;
@@ -41,7 +42,7 @@ fn has_devices() -> bool {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the switches of a test")]
-fn variable(name: &str) -> Option<String> {
+pub(super) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
@@ -72,7 +73,12 @@ async fn start(dataset: &Dataset, order: &Order, policies: [TransportPolicy; 2])
     group
 }
 
-fn config(identity: Identity, dataset: &Dataset, order: &Order, transport: TransportPolicy) -> PlaneConfig {
+pub(super) fn config(
+    identity: Identity,
+    dataset: &Dataset,
+    order: &Order,
+    transport: TransportPolicy,
+) -> PlaneConfig {
     PlaneConfig {
         identity,
         bind: [127, 0, 0, 1].into(),
@@ -83,6 +89,7 @@ fn config(identity: Identity, dataset: &Dataset, order: &Order, transport: Trans
         tier: None,
         transport,
         congestion: Congestion::Fixed,
+        devices: DevicesWanted::default(),
     }
 }
 
@@ -186,7 +193,7 @@ async fn a_wrong_key_is_told_and_not_hidden_by_the_other_lane() {
     let dataset = small();
     let order = order(&dataset, 10, Remainder::Drop);
     let group = start(&dataset, &order, [TransportPolicy::PreferRdma; 2]).await;
-    group.planes[1].adapter.as_ref().unwrap().is_lying.store(true, Ordering::Release);
+    group.planes[1].rails.as_ref().unwrap().is_lying.store(true, Ordering::Release);
     let mut feed = group.planes[0].feed(group.feed_config(0, 1, 1)).await.unwrap();
     let FeedEvent::Fault(fault) = timeout(HANG, feed.events.recv()).await.unwrap().unwrap() else { panic!() };
     println!("{fault:?}");
@@ -222,5 +229,5 @@ async fn a_requirement_is_refused_where_the_library_is_hidden() {
     let error = fault::in_full(&with(TransportPolicy::RequireRdma).await.unwrap_err());
     println!("{error}");
     assert!(error.contains("no_library") && error.contains(Reason::NoLibrary.hint()), "{error}");
-    assert!(matches!(with(TransportPolicy::PreferRdma).await.unwrap().adapter, Err(Reason::NoLibrary)));
+    assert!(matches!(with(TransportPolicy::PreferRdma).await.unwrap().rails, Err(Reason::NoLibrary)));
 }

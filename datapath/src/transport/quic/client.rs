@@ -14,8 +14,7 @@ use crate::counters::Counting;
 use crate::fault;
 use crate::membership::{Member, Peer};
 use crate::session::Failure;
-use crate::transport::rdma::comeback::Admission;
-use crate::transport::rdma::lane::{Adapter, Lane};
+use crate::transport::rdma::lane::{Lane, Rails};
 use crate::transport::{Outcome, Part};
 use crate::wire::{self, Frame, Group, Refusal, Want};
 
@@ -52,13 +51,13 @@ struct Open {
 /// What a request needs besides its parts.
 pub(crate) struct Asking<'a> {
     pub(crate) lane: &'a QuicLane,
-    /// This host's device, where lanes over verbs may be used.
-    pub(crate) adapter: Option<&'a Arc<Adapter>>,
+    /// This host's devices, where lanes over verbs may be used.
+    pub(crate) rails: Option<&'a Arc<Rails>>,
     /// The moment that times are counted from.
     pub(crate) epoch: Instant,
     pub(crate) member: &'a Arc<Member>,
     pub(crate) dataset: [u8; 32],
-    pub(crate) counters: &'a Counting,
+    pub(crate) counters: &'a Arc<Counting>,
     /// The step it is for.
     pub(crate) step: u64,
     /// Whether the owner's copies are under suspicion.
@@ -102,19 +101,20 @@ impl Link {
     /// None for what is to be asked for by another lane.
     async fn by_verbs(&self, asking: &Asking<'_>, parts: &mut [Part<'_>]) -> Vec<Option<Outcome>> {
         let all = |outcome| vec![outcome; parts.len()];
-        let Some(adapter) = asking.adapter else { return all(None) };
+        let Some(rails) = asking.rails else { return all(None) };
         // What was bad once comes the other way: then it is known whether this one did it.
         if asking.refresh {
             return all(None);
         }
-        match self.verbs.admit(asking.now()) {
-            Admission::Other => all(None),
-            Admission::Broken(reason) => all(Some(Err(Failure::Lane { reason }))),
-            Admission::Use => match self.connection(asking).await {
-                Ok(connection) => self.verbs.fetch(adapter, &connection, asking, parts).await,
-                // The other lane is over the same connection.
-                Err(failure) => all(Some(Err(failure))),
-            },
+        let admitted = match self.verbs.admit(rails, asking.now()) {
+            Ok(admitted) if admitted.is_empty() => return all(None),
+            Ok(admitted) => admitted,
+            Err(reason) => return all(Some(Err(Failure::Lane { reason }))),
+        };
+        match self.connection(asking).await {
+            Ok(connection) => self.verbs.fetch(rails, &connection, asking, &admitted, parts).await,
+            // The other lane is over the same connection.
+            Err(failure) => all(Some(Err(failure))),
         }
     }
 

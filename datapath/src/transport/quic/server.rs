@@ -16,7 +16,7 @@ use crate::dataset::{ChunkId, Manifest};
 use crate::fault;
 use crate::membership::Member;
 use crate::select::PeerId;
-use crate::transport::rdma::lane::Adapter;
+use crate::transport::rdma::lane::Rails;
 use crate::transport::rdma::reason::Reason;
 use crate::wire::{self, Frame, Group, Refusal, Want};
 
@@ -31,8 +31,8 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(crate) struct Serving {
     pub(crate) lane: Arc<QuicLane>,
-    /// This host's device, or why no chunk is lent.
-    pub(crate) adapter: Result<Arc<Adapter>, Reason>,
+    /// This host's devices, or why no chunk is lent.
+    pub(crate) rails: Result<Arc<Rails>, Reason>,
     pub(crate) manifest: Arc<Manifest>,
     pub(crate) cache: Cache,
     pub(crate) counters: Arc<Counting>,
@@ -145,7 +145,7 @@ async fn listen(mut control: RecvStream, member: Arc<Member>, cache: Cache) {
 async fn answer(serving: Serving, member: Arc<Member>, mut send: SendStream, mut receive: RecvStream) {
     match timeout(HELLO_TIMEOUT, read_frame(&mut receive)).await {
         Ok(Ok(Frame::Want(want))) => deliver(&serving, &member, &want, send).await,
-        Ok(Ok(Frame::Offer(peer))) => lending::pair_up(&serving, &peer, send, receive).await,
+        Ok(Ok(Frame::Offer { rail, half })) => lending::pair_up(&serving, rail, &half, send, receive).await,
         Ok(Ok(Frame::Ask(ask))) => lending::lend(&serving, &member, ask, send, receive).await,
         _ => drop(send.reset(VarInt::from_u32(Refusal::Malformed.code().into()))),
     }

@@ -13,35 +13,41 @@
 //! and a slot is written by this process only, with the copy that checks them. A read that is in doubt may still write to its piece:
 //! that stays with the request until the device is done with it ([`PiecePool`]). So a late answer lands in memory that nobody uses.
 //!
+//! A host may have several devices: they are its rails. Each rail has its queue pairs, its pool and its failures, and the parts of a
+//! request are spread over those that work. What a rail of the asking side meets at the owner is the rail of the same number.
+//!
 //! A failure of the lane is no failure of a batch: what had not come is asked for over QUIC in the same request. What only a wrong
 //! program can cause is told instead.
+//!
+//! Reading order: `adapter` is a device, `pair` what it is to one peer, `owner` lends, `transfer` reads, `probe` finds out whether a
+//! rail is back, `asker` decides which rail brings what.
 
+mod adapter;
 mod asker;
 mod cut;
 mod owner;
+mod pair;
+mod probe;
+mod transfer;
 
 pub(crate) use asker::Lane;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinHandle;
+use tokio::task::spawn_blocking;
 
-use super::VerbsError;
+use self::adapter::Adapter;
+use super::choose::{DevicesWanted, Note, choose};
 use super::reason::{Operation, Reason};
-use super::verbs::{
-    Access, CompletionQueue, Device, Event, Events, MemoryRegion, Path, ProtectionDomain, Sizes,
-};
+use super::verbs::{Path, Sizes};
+use super::{VerbsError, ask};
 use crate::fault;
-use crate::memory::host::Region;
-use crate::memory::pieces::pieces;
-use crate::memory::pool::PiecePool;
 
 /// Bytes that are read into one piece at the most: large enough that a request is cheap beside its bytes, and in a core's cache when
 /// they are copied.
 const PIECE_BYTES: usize = 256 << 10;
-/// Bytes of the pool, which are registered and so locked: full speed for sixteen peers at once.
+/// Bytes of a rail's pool, which are registered and so locked: full speed for sixteen peers at once.
 const POOL_BYTES: usize = 16 << 20;
 /// Chains of one queue pair under way: with [`PIECE_BYTES`] the mebibyte that a fast link has on its way.
 const FLIGHTS_MAX: usize = 4;
@@ -51,31 +57,32 @@ const CHAIN_READS_MAX: usize = 16;
 const ASKING: Sizes = Sizes { sends: 64, receives: 1 };
 /// An owner's device answers by itself, so its queue pair does nothing; but it is not made for nothing.
 const ANSWERING: Sizes = Sizes { sends: 1, receives: 1 };
-/// Queue pairs that an owner answers by at the most.
+/// Queue pairs that an owner answers by on one rail at the most.
 const ANSWERING_MAX: u32 = 1024;
+/// Rails of a host at the most: what the largest machines have of network devices for training.
+const RAILS_MAX: usize = 8;
 
-/// This host's device, and what all lanes share.
-pub(crate) struct Adapter {
-    device: Device,
-    domain: ProtectionDomain,
-    /// The pool's.
-    memory: MemoryRegion,
-    pool: Arc<PiecePool>,
-    /// For the queue pairs that answer.
-    answers: Arc<CompletionQueue>,
-    answering: Arc<Semaphore>,
-    trouble: watch::Receiver<Trouble>,
-    listener: JoinHandle<()>,
+/// This host's devices, in the order of their numbers.
+pub(crate) struct Rails {
+    rails: Vec<Rail>,
     /// Tests lend with a key that is none.
     #[cfg(test)]
     pub(crate) is_lying: std::sync::atomic::AtomicBool,
 }
 
-/// What has happened to the device: queue pairs from before it are of no use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Trouble {
-    count: u64,
-    last: Reason,
+/// One of them. A device that is gone is opened again under its name when it is back.
+struct Rail {
+    name: String,
+    current: Mutex<Arc<Adapter>>,
+    /// Held by whoever opens it again: the others wait for that one.
+    opening: tokio::sync::Mutex<()>,
+}
+
+impl Rail {
+    fn new(name: &str, adapter: Adapter) -> Self {
+        let current = Mutex::new(Arc::new(adapter));
+        Self { name: name.to_owned(), current, opening: tokio::sync::Mutex::default() }
+    }
 }
 
 /// Why there is no lane on this host.
@@ -91,100 +98,109 @@ impl From<VerbsError> for Absence {
     }
 }
 
-impl Adapter {
-    /// Opens the device of that name, or the first one that can be used. Needs tokio's runtime.
-    pub(crate) fn open(name: Option<&str>) -> Result<Arc<Self>, Absence> {
-        let names = match name {
-            Some(name) => vec![name.to_owned()],
-            None => Device::list()?,
-        };
-        let mut first = None;
-        for name in names {
-            match Self::on(&name) {
-                Ok(adapter) => return Ok(Arc::new(adapter)),
-                Err(error) => _ = first.get_or_insert(error),
+impl Rails {
+    /// Opens the devices that this worker is to use; those that cannot be opened are left out. Needs tokio's runtime.
+    pub(crate) fn open(wanted: &DevicesWanted) -> Result<Arc<Self>, Absence> {
+        let choice = choose(&ask::found()?, wanted);
+        if let Some(note) = choice.absence() {
+            return Err(VerbsError::saying(Operation::Open, &note.device, note.reason, note.words).into());
+        }
+        let (mut rails, mut first) = (Vec::new(), None);
+        for name in &choice.names {
+            if rails.len() == RAILS_MAX {
+                tracing::info!(device = name, most = RAILS_MAX, "a device is not used: there are enough");
+                continue;
+            }
+            match Adapter::open(name) {
+                Ok(adapter) => rails.push(Rail::new(name, adapter)),
+                Err(error) => {
+                    tracing::debug!(%error, "a device is not used");
+                    first.get_or_insert(error);
+                }
             }
         }
-        let none =
-            || VerbsError::saying(Operation::Open, "any device", Reason::NoDevice, "the list is empty");
-        Err(first.unwrap_or_else(none).into())
-    }
-
-    fn on(name: &str) -> Result<Self, VerbsError> {
-        let device = Device::open(name)?;
-        let path = device.path()?;
-        let domain = device.protection_domain()?;
-        let region = Region::create(POOL_BYTES).map_err(|error| {
-            VerbsError::saying(Operation::Register, name, Reason::Refused, fault::in_full(&error))
-        })?;
-        let (region, pieces) = pieces(region, PIECE_BYTES);
-        let memory = domain.register(region, Access { local_write: true, ..Access::default() })?;
-        let answers = CompletionQueue::new(&device, ANSWERING_MAX * (ANSWERING.sends + ANSWERING.receives))?;
-        let (told, trouble) = watch::channel(Trouble { count: 0, last: Reason::Flushed });
-        let listener = tokio::spawn(listen(device.events()?, device.clone(), path, told));
-        let answering = Arc::new(Semaphore::new(usize::try_from(ANSWERING_MAX).unwrap_or(0)));
-        let pool = PiecePool::new(pieces);
-        Ok(Self {
-            device,
-            domain,
-            memory,
-            pool,
-            answers,
-            answering,
-            trouble,
-            listener,
+        let is_used = |note: &&Note| rails.iter().any(|rail| rail.name == note.device);
+        for Note { device, reason, words } in choice.regrets().filter(is_used) {
+            let reason = reason.word();
+            tracing::warn!(
+                device,
+                reason,
+                words,
+                "an RDMA device is used that is not the one to be wished for"
+            );
+        }
+        if rails.is_empty() {
+            let none =
+                || VerbsError::saying(Operation::Open, "any device", Reason::NoDevice, "the list is empty");
+            return Err(first.unwrap_or_else(none).into());
+        }
+        Ok(Arc::new(Self {
+            rails,
             #[cfg(test)]
             is_lying: false.into(),
-        })
+        }))
+    }
+
+    /// How many there are: at least one.
+    fn len(&self) -> usize {
+        self.rails.len()
+    }
+
+    /// The rail that a peer means by its number.
+    fn rail(&self, number: u8) -> (usize, &Rail) {
+        let place = usize::from(number) % self.rails.len().max(1);
+        (place, &self.rails[place])
+    }
+
+    /// The devices' names.
+    pub(crate) fn devices(&self) -> String {
+        let names: Vec<_> = self.rails.iter().map(|rail| rail.name.as_str()).collect();
+        names.join(", ")
     }
 
     /// Whether no piece is with a device, or with whoever waits for it.
     #[cfg(test)]
     pub(crate) fn is_idle(&self) -> bool {
-        self.pool.free() == POOL_BYTES / PIECE_BYTES
-    }
-
-    /// The device's name.
-    pub(crate) fn device(&self) -> &str {
-        self.device.name()
+        self.rails.iter().all(|rail| rail.adapter().is_idle())
     }
 }
 
-impl Drop for Adapter {
-    fn drop(&mut self) {
-        self.listener.abort();
+impl Rail {
+    fn adapter(&self) -> Arc<Adapter> {
+        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The device, opened again if it was gone, and the way from it into the fabric: looked for each time, as an address may have
+    /// changed since the last.
+    async fn ready(&self) -> Result<(Arc<Adapter>, Path), VerbsError> {
+        let adapter = self.adapter();
+        match adapter.way() {
+            Some(found) => found.map(|path| (adapter, path)),
+            None => self.open_again(&adapter).await,
+        }
+    }
+
+    /// In place of `lost`, unless somebody else has been faster.
+    async fn open_again(&self, lost: &Arc<Adapter>) -> Result<(Arc<Adapter>, Path), VerbsError> {
+        let _alone = self.opening.lock().await;
+        let mut adapter = self.adapter();
+        if Arc::ptr_eq(&adapter, lost) {
+            let name = self.name.clone();
+            // Its pool's pages are pinned by that.
+            let opened = spawn_blocking(move || Adapter::open(&name)).await;
+            let stopped =
+                |_| VerbsError::saying(Operation::Open, &self.name, Reason::Flushed, "the runtime stops");
+            adapter = Arc::new(opened.map_err(stopped)??);
+            tracing::info!(device = self.name, "an RDMA device was opened again");
+            *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&adapter);
+        }
+        let path = adapter.device.path()?;
+        Ok((adapter, path))
     }
 }
 
-impl fmt::Debug for Adapter {
+impl fmt::Debug for Rails {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Adapter").field("device", &self.device()).finish_non_exhaustive()
-    }
-}
-
-/// Tells what makes queue pairs useless: sooner than they would find out themselves.
-async fn listen(events: Events, device: Device, mut path: Path, told: watch::Sender<Trouble>) {
-    while let Ok(event) = events.next().await {
-        let reason = match event {
-            Event::PortDown(port) if port == path.port => Reason::PortDown,
-            Event::DeviceFatal | Event::QueueFatal => Reason::DeviceFatal,
-            // Most often it is another address of the same port.
-            Event::GidChanged(_) => match device.path() {
-                Ok(now) if now == path => continue,
-                Ok(now) => {
-                    path = now;
-                    Reason::GidChanged
-                }
-                Err(error) => error.reason,
-            },
-            _ => continue,
-        };
-        tracing::debug!(
-            device = device.name(),
-            ?event,
-            reason = reason.word(),
-            "a device says that it has trouble"
-        );
-        told.send_modify(|trouble| *trouble = Trouble { count: trouble.count + 1, last: reason });
+        f.debug_struct("Rails").field("devices", &self.devices()).finish_non_exhaustive()
     }
 }

@@ -1,11 +1,11 @@
-//! In place of the lane over verbs, in builds without it: there is never an adapter, so nothing else ever runs.
+//! In place of the lane over verbs, in builds without it: there are never rails, so nothing else ever runs.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::Connection;
 
-use super::comeback::Admission;
+use super::choose::DevicesWanted;
 use super::endpoint::Endpoint;
 use super::reason::Reason;
 use crate::cache::Held;
@@ -15,7 +15,7 @@ use crate::wire::Lease;
 
 /// None.
 #[derive(Debug)]
-pub(crate) enum Adapter {}
+pub(crate) enum Rails {}
 
 /// Why there is no lane on this host.
 #[derive(Debug)]
@@ -24,21 +24,22 @@ pub(crate) struct Absence {
     pub(crate) words: String,
 }
 
-impl Adapter {
-    pub(crate) fn open(_name: Option<&str>) -> Result<Arc<Self>, Absence> {
+impl Rails {
+    pub(crate) fn open(_wanted: &DevicesWanted) -> Result<Arc<Self>, Absence> {
         Err(Absence { reason: Reason::NotBuilt, words: "this build has no RDMA lane".to_owned() })
     }
 
-    pub(crate) fn device(&self) -> &str {
-        match *self {}
-    }
-
-    pub(crate) fn answer(&self, _peer: &Endpoint) -> Result<(Answering, Endpoint), Reason> {
+    pub(crate) fn devices(&self) -> String {
         match *self {}
     }
 
     #[expect(clippy::unused_async, reason = "as the lane that is there")]
-    pub(crate) async fn lend(&self, _held: Held) -> Result<(Lending, Lease), Reason> {
+    pub(crate) async fn answer(&self, _rail: u8, _peer: &Endpoint) -> Result<(Answering, Endpoint), Reason> {
+        match *self {}
+    }
+
+    #[expect(clippy::unused_async, reason = "as the lane that is there")]
+    pub(crate) async fn lend(&self, _rail: u8, _held: Held) -> Result<(Lending, Lease), Reason> {
         match *self {}
     }
 }
@@ -55,19 +56,30 @@ pub(crate) enum Lending {}
 #[derive(Debug, Default)]
 pub(crate) struct Lane {}
 
+/// Nothing is admitted.
+#[derive(Debug)]
+pub(crate) enum Admitted {}
+
+impl Admitted {
+    pub(crate) fn is_empty(&self) -> bool {
+        match *self {}
+    }
+}
+
 impl Lane {
     #[expect(clippy::unused_async, reason = "as the lane that is there")]
     pub(crate) async fn fetch(
         &self,
-        adapter: &Arc<Adapter>,
+        rails: &Arc<Rails>,
         _connection: &Connection,
         _asking: &Asking<'_>,
+        _admitted: &Admitted,
         _parts: &mut [Part<'_>],
     ) -> Vec<Option<Outcome>> {
-        match **adapter {}
+        match **rails {}
     }
 
-    pub(crate) fn admit(&self, _now: Duration) -> Admission {
-        Admission::Other
+    pub(crate) fn admit(&self, rails: &Rails, _now: Duration) -> Result<Admitted, Reason> {
+        match *rails {}
     }
 }

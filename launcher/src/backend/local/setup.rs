@@ -117,7 +117,7 @@ impl Setup {
                     .local_tier
                     .as_ref()
                     .map(|tier| terms::tier(tier, tier.folder.clone().unwrap_or_else(|| folder.tier()), 0));
-                DataConfig { tier, ..terms::data(data, Some(manifest), cache_bytes) }
+                DataConfig { tier, ..terms::data(data, job.resources.locality, Some(manifest), cache_bytes) }
             }),
             log_folder: folder.logs(),
             checkpoint_folder: folder.checkpoints(),

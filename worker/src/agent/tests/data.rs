@@ -47,6 +47,7 @@ async fn dataset(folder: &Path) -> (DataConfig, Order) {
         epochs: EPOCHS,
         transport: TransportPolicy::Quic,
         congestion: Congestion::Fixed,
+        far_devices: Default::default(),
         slots: 4,
         cache_bytes: 64 << 20,
         tier: None,

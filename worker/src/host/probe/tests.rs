@@ -47,6 +47,15 @@ fn host(cpus: &str, memory: &str) -> TempDir {
     write("sys/bus/pci/devices/0000:98:00.1/infiniband/mlx5_7/node_guid", "x\n");
     write("sys/class/infiniband/mlx5_7/ports/1/state", "4: ACTIVE\n");
     write("sys/class/infiniband/mlx5_7/ports/1/link_layer", "Ethernet\n");
+    for (index, gid) in ["fe80::1", "::ffff:10.9.0.3"].into_iter().enumerate() {
+        let place = |folder: &str| format!("sys/class/infiniband/mlx5_7/ports/1/{folder}/{index}");
+        write(&place("gids"), gid);
+        write(&place("gid_attrs/types"), "RoCE v2\n");
+        write(&place("gid_attrs/ndevs"), "net1\n");
+    }
+    symlink("../../../bus/pci/devices/0000:98:00.1", root.path().join("sys/class/infiniband/mlx5_7/device"))
+        .unwrap();
+    write("sys/class/net/net1/mtu", "9000\n");
     write("proc/net/fib_trie", "Local:\n  |-- 10.9.0.3\n     /32 host LOCAL\n");
     write(
         "proc/net/route",
@@ -81,7 +90,14 @@ GPU         0000:97:00.0 (10de:2330), node 1, granted
 NIC         0000:18:00.1 (no interface here), node ?
 NIC         0000:98:00.0 (no interface here), node 1
 NIC         0000:98:00.1 (net1), node 1, VF of 0000:98:00.0, 10.9.0.3, granted
-RDMA        mlx5_7 of 0000:98:00.1, port 1 ACTIVE Ethernet
+RDMA        mlx5_7 of 0000:98:00.1 (net1), node 1, VF of 0000:98:00.0, granted
+port        mlx5_7 1: ACTIVE Ethernet, 10.9.0.3 at 1 of 2 addresses
+MTU         mlx5_7: 9000
+dma-buf     mlx5_7: not known: this is not the machine itself
+peer memory no module for it
+lane        CPUs with mlx5_7: rdma (from 10.9.0.3 at port 1)
+lane        GPU 0000:17:00.0 with mlx5_7: rdma (wrong_numa, it is on NUMA node 1, not on 0; it is used, as there is no nearer one; with locality numa or pcie it is QUIC)
+lane        GPU 0000:97:00.0 with mlx5_7: rdma (from 10.9.0.3 at port 1)
 verdict     on one NUMA node, 1: CPUs, memory, GPUs, VFs
 ";
     assert_eq!(table(&probe), expected);
@@ -89,6 +105,22 @@ verdict     on one NUMA node, 1: CPUs, memory, GPUs, VFs
     assert_eq!(json["verdict"]["node"], 1);
     assert_eq!(json["nics"][2]["vf_of"], "0000:98:00.0");
     assert_eq!(json["nics"][2]["addresses"][0], "10.9.0.3");
+    assert_eq!(json["nics"][2]["rdma"][0]["name"], "mlx5_7");
+    let device = &json["rdma"]["devices"][0];
+    assert_eq!((device["nic"].as_str(), device["node"].as_u64()), (Some("0000:98:00.1"), Some(1)));
+    assert_eq!(device["ports"][0]["gids"][1]["is_chosen"], true);
+    assert_eq!(device["says"]["unknown"], "this is not the machine itself");
+    assert_eq!(json["rdma"]["lanes"][1]["reason"], "wrong_numa");
+    assert_eq!(json["rdma"]["lanes"][1]["lane"], "rdma");
+}
+
+#[test]
+fn devices_are_those_of_the_functions_that_were_given() {
+    let root = host("4-7", "1");
+    let of = |pairs: &[(&str, &str)]| pci::granted_rdma(root.path(), &env(pairs));
+    assert_eq!(of(&[VF]), Some(BTreeSet::from(["mlx5_7".to_owned()])));
+    assert_eq!(of(&[GPU]), None, "nobody said which");
+    assert_eq!(of(&[("PCIDEVICE_X", "0000:18:00.1")]), Some(BTreeSet::new()), "what was given has none");
 }
 
 #[test]

@@ -61,7 +61,7 @@ async fn more_requests_than_a_queue_takes_wait_and_break_nothing() {
         timeout(HANG, feed).await.expect("the feed ends").unwrap();
     }
     let counters = sum(&group);
-    let adapters: Vec<_> = group.planes.iter().map(|plane| plane.adapter.clone().unwrap()).collect();
+    let all: Vec<_> = group.planes.iter().map(|plane| plane.rails.clone().unwrap()).collect();
     for plane in group.planes {
         timeout(HANG, plane.close()).await.expect("a plane closes");
     }
@@ -75,5 +75,5 @@ async fn more_requests_than_a_queue_takes_wait_and_break_nothing() {
     );
     assert_eq!((counters.quic_in_bytes, Warnings::reasons()), (before.quic_in_bytes, Vec::new()));
     assert!(counters.rdma_in_bytes > before.rdma_in_bytes);
-    assert!(adapters.iter().all(|adapter| adapter.is_idle()), "no piece is missing");
+    assert!(all.iter().all(|rails| rails.is_idle()), "no piece is missing");
 }

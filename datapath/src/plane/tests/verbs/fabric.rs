@@ -4,6 +4,9 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+/// The rig's script that makes and mends cables.
+const FABRIC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/rig/rdma/fabric.sh");
+
 /// Runs a command of the system's.
 pub(super) fn system(command: &str) {
     let mut words = command.split_whitespace();
@@ -45,14 +48,24 @@ pub(super) fn move_va() {
     ]);
 }
 
+/// Bytes that an end of a cable has sent.
+pub(super) fn sent_by(link: &str) -> u64 {
+    let sent = std::fs::read_to_string(format!("/sys/class/net/{link}/statistics/tx_bytes")).unwrap();
+    sent.trim().parse().unwrap()
+}
+
 /// Bytes that the ends of the cable have sent.
 pub(super) fn on_cable() -> u64 {
-    let sent = |link| std::fs::read_to_string(format!("/sys/class/net/{link}/statistics/tx_bytes")).unwrap();
-    ["va", "vb"].map(|link| sent(link).trim().parse::<u64>().unwrap()).iter().sum()
+    ["va", "vb"].map(sent_by).iter().sum()
+}
+
+/// Makes a second cable, with rxe_c and rxe_d on it.
+pub(super) fn second_cable() {
+    system(&format!("{FABRIC} 2"));
 }
 
 /// Mends the cable when the test ends, however it ends.
-pub(super) struct Mended;
+pub(in crate::plane::tests) struct Mended;
 
 impl Mended {
     fn now() {
@@ -66,9 +79,8 @@ impl Mended {
             let mut words = left.split_whitespace();
             drop(Command::new(words.next().unwrap()).args(words).output());
         }
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/rig/rdma/fabric.sh");
-        assert!(Path::new(script).exists());
-        system(script);
+        assert!(Path::new(FABRIC).exists());
+        system(FABRIC);
     }
 }
 

@@ -123,15 +123,15 @@ impl Fed {
     pub(super) async fn end(self) -> u64 {
         self.over.store(true, Ordering::Release);
         let steps = timeout(HANG, self.trainer).await.expect("the trainer ends").unwrap();
-        let adapter = self.group.planes[0].adapter.clone();
+        let rails = self.group.planes[0].rails.clone();
         for plane in self.group.planes {
             timeout(HANG, plane.close()).await.expect("a plane closes");
         }
         drop(self.feed);
-        if let Ok(adapter) = adapter {
+        if let Ok(rails) = rails {
             // What was in doubt was let go of by the device, and not before.
             let idle = async {
-                while !adapter.is_idle() {
+                while !rails.is_idle() {
                     sleep(GLANCE).await;
                 }
             };

@@ -51,7 +51,7 @@ async fn fed_over_quic() {
     println!("{error}");
     Warnings::listen();
     let group = child::plane(&dataset, &order, "rxe_b").await;
-    assert!(matches!(group.planes[0].adapter, Err(Reason::Memlock)));
+    assert!(matches!(group.planes[0].rails, Err(Reason::Memlock)));
     let config = group.feed_config(0, 1, 1);
     let name = config.socket.clone();
     let fed = digests(group.planes[0].feed(config).await.unwrap());

@@ -8,7 +8,7 @@ use tracing::{Level, span};
 
 /// Hears all of it.
 #[derive(Debug)]
-pub(super) struct Warnings;
+pub(in crate::plane::tests) struct Warnings;
 
 static REASONS: Mutex<Vec<(Level, String)>> = Mutex::new(Vec::new());
 
@@ -19,19 +19,19 @@ fn heard(is_wanted: impl Fn(Level) -> bool) -> Vec<String> {
 
 impl Warnings {
     /// From now on, and of nothing that was said before.
-    pub(super) fn listen() {
+    pub(in crate::plane::tests) fn listen() {
         static ONCE: OnceLock<()> = OnceLock::new();
         ONCE.get_or_init(|| tracing::subscriber::set_global_default(Self).unwrap());
         REASONS.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// The reasons of all warnings, in their order.
-    pub(super) fn reasons() -> Vec<String> {
+    pub(in crate::plane::tests) fn reasons() -> Vec<String> {
         heard(|level| level == Level::WARN)
     }
 
     /// The reasons of all that is worth no warning.
-    pub(super) fn mentioned() -> Vec<String> {
+    pub(in crate::plane::tests) fn mentioned() -> Vec<String> {
         heard(|level| level == Level::INFO)
     }
 }

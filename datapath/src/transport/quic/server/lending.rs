@@ -15,11 +15,16 @@ use crate::wire::{self, Ask, Frame, LEASE_MAX, Refusal};
 /// Answers by a queue pair as long as the peer keeps the stream, or the connection lasts.
 pub(super) async fn pair_up(
     serving: &Serving,
+    rail: u8,
     peer: &Endpoint,
     mut send: SendStream,
     mut receive: RecvStream,
 ) {
-    match serving.adapter.as_ref().map_err(|reason| *reason).and_then(|adapter| adapter.answer(peer)) {
+    let answered = match &serving.rails {
+        Ok(rails) => rails.answer(rail, peer).await,
+        Err(reason) => Err(*reason),
+    };
+    match answered {
         Ok((_pair, own)) => {
             if say(&mut send, &Frame::Accept(own)).await {
                 ended(&mut receive).await;
@@ -37,8 +42,8 @@ pub(super) async fn lend(
     mut send: SendStream,
     mut receive: RecvStream,
 ) {
-    let adapter = match &serving.adapter {
-        Ok(adapter) => adapter,
+    let rails = match &serving.rails {
+        Ok(rails) => rails,
         Err(reason) => {
             _ = say(&mut send, &Frame::Decline(*reason)).await;
             return;
@@ -56,7 +61,7 @@ pub(super) async fn lend(
         Ok(held) => held,
         Err(refusal) => return answer_no(&mut send, 0, refusal, Duration::ZERO).await,
     };
-    match adapter.lend(held).await {
+    match rails.lend(ask.rail, held).await {
         Ok((_lending, lease)) => {
             if say(&mut send, &Frame::Lease(lease)).await {
                 serving.counters.rdma_lent_bytes.add(lease.len);

@@ -12,8 +12,9 @@ use tokio::io::unix::AsyncFd;
 use super::library::{Context, device_names, watch};
 use super::memory::ProtectionDomain;
 use crate::transport::rdma::VerbsError;
+use crate::transport::rdma::choose::way;
 use crate::transport::rdma::endpoint::PathMtu;
-use crate::transport::rdma::gid::{Chosen, LinkLayer, choose};
+use crate::transport::rdma::gid::{Chosen, LinkLayer};
 use crate::transport::rdma::reason::{Operation, Reason};
 use crate::transport::rdma::sysfs;
 
@@ -79,36 +80,20 @@ impl Device {
             reason,
             source: io::Error::new(io::ErrorKind::NotFound, what),
         };
-        let netdevs = sysfs::netdevs(root);
-        let mut first = None;
-        for port in sysfs::devices(root)
-            .into_iter()
-            .filter(|found| found.name == self.name())
-            .flat_map(|found| found.ports)
-        {
-            let found = if port.is_up {
-                choose(port.layer, &port.gids, &netdevs)
-            } else {
-                Err((Reason::PortDown, format!("port {} is down", port.number)))
-            };
-            match found {
-                Ok(gid) => {
-                    let facts = self.context.port(port.number)?;
-                    return Ok(Path {
-                        port: port.number,
-                        layer: port.layer,
-                        gid,
-                        lid: facts.lid,
-                        mtu: facts.mtu,
-                        message_bytes_max: facts.message_bytes_max,
-                    });
-                }
-                Err((reason, what)) => _ = first.get_or_insert_with(|| fault(reason, what)),
-            }
-        }
-        Err(first.unwrap_or_else(|| {
-            fault(Reason::NoDevice, "it has no port below /sys/class/infiniband".to_owned())
-        }))
+        let device = sysfs::devices(root).into_iter().find(|found| found.name == self.name());
+        let device = device.ok_or_else(|| {
+            fault(Reason::NoDevice, "it is not below /sys/class/infiniband any more".to_owned())
+        })?;
+        let way = way(&device, &sysfs::netdevs(root)).map_err(|(reason, what)| fault(reason, what))?;
+        let facts = self.context.port(way.port)?;
+        Ok(Path {
+            port: way.port,
+            layer: way.layer,
+            gid: way.gid,
+            lid: facts.lid,
+            mtu: facts.mtu,
+            message_bytes_max: facts.message_bytes_max,
+        })
     }
 
     /// Whether a port carries packets now.

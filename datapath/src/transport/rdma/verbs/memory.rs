@@ -129,6 +129,12 @@ impl MemoryRegion {
         self.span
     }
 
+    /// Whether it was registered there.
+    #[must_use]
+    pub fn is_of(&self, domain: &ProtectionDomain) -> bool {
+        Arc::ptr_eq(&self.registration.domain, &domain.domain)
+    }
+
     /// What a peer needs to reach its byte `at`.
     #[must_use]
     pub fn remote(&self, at: usize) -> super::Remote {

@@ -13,6 +13,7 @@ use crate::backend::kubernetes::names::{
 };
 use crate::backend::terms;
 use crate::job::Data;
+use crate::job::spec::Locality;
 use crate::rendezvous::authority::launcher_name;
 
 /// The file in [`crate::backend::kubernetes::names::CONFIG_FOLDER`].
@@ -57,7 +58,7 @@ pub fn pod_job(render: &Render<'_>) -> PodJob {
         launcher: render.launcher,
         launcher_name: launcher_name(render.uid),
         run: terms::run(job),
-        data: job.data.as_ref().map(|data| sidecar_data(data, cache_bytes(render))),
+        data: job.data.as_ref().map(|data| sidecar_data(data, job.resources.locality, cache_bytes(render))),
         checkpoint_folder: checkpoints.unwrap_or_else(|| PathBuf::from(SHARED_FOLDER).join("checkpoints")),
         hang_ms: terms::hang_ms(job),
         server_cache_bytes: (job.servers() > 0)
@@ -66,10 +67,10 @@ pub fn pod_job(render: &Render<'_>) -> PodJob {
 }
 
 /// What a sidecar reads, with the credentials where it has them.
-fn sidecar_data(data: &Data, cache_bytes: u64) -> DataConfig {
+fn sidecar_data(data: &Data, locality: Locality, cache_bytes: u64) -> DataConfig {
     let tier = data.local_tier.as_ref();
     let tier = tier.map(|tier| terms::tier(tier, TIER_FOLDER.into(), TIER_FREE_PERCENT));
-    let mut config = DataConfig { tier, ..terms::data(data, None, cache_bytes) };
+    let mut config = DataConfig { tier, ..terms::data(data, locality, None, cache_bytes) };
     if data.secret.is_some() {
         config.source = with_credentials(&config.source, DATA_SECRET_FOLDER);
     }
