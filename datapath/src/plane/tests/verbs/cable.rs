@@ -108,7 +108,7 @@ async fn a_link_that_flaps_is_left_alone_until_it_stays_up() {
     if !has_devices() {
         return;
     }
-    let group = start(large(), &large_order(), [TransportPolicy::PreferRdma; 2]).await;
+    let group = start_served(TransportPolicy::PreferRdma).await;
     let fed = Fed::begin(group, large()).await;
     fed.ready().await;
     let mended = Mended;
@@ -150,7 +150,7 @@ async fn a_link_that_flaps_is_left_alone_until_it_stays_up() {
 
 /// Changes something for good: the lane is left, and made again as it is now. `undo` must disturb nobody, where there is one.
 async fn follow(name: &str, change: fn(), undo: Option<fn()>) -> Vec<String> {
-    let group = start(large(), &large_order(), [TransportPolicy::PreferRdma; 2]).await;
+    let group = start_served(TransportPolicy::PreferRdma).await;
     let fed = Fed::begin(group, large()).await;
     fed.ready().await;
     let mended = Mended;
@@ -207,7 +207,7 @@ async fn ends_of_unequal_mtu_agree_on_the_smaller() {
     Warnings::listen();
     let mended = Mended;
     system("ip link set vb mtu 1500");
-    let group = start(large(), &large_order(), [TransportPolicy::PreferRdma; 2]).await;
+    let group = start_served(TransportPolicy::PreferRdma).await;
     let fed = Fed::begin(group, large()).await;
     fed.warm().await;
     let rdma = fed.rate(Duration::from_millis(500), |counters| counters.rdma_in_bytes).await;
