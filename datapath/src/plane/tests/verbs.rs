@@ -63,6 +63,22 @@ async fn start_alone(dataset: &Dataset, order: &Order, on: &[(&str, TransportPol
     (authority, Group { planes, peers, order: order.clone(), workers })
 }
 
+/// Makes servers of all but the first: then all of its chunks are theirs, and every byte has to come by some lane.
+fn serve(group: &mut Group) {
+    group.peers[1..].iter_mut().for_each(|peer| peer.role = Role::Server);
+}
+
+/// As [`start`], with [`large`], and the second one serves.
+async fn start_served(policy: TransportPolicy) -> Group {
+    let on = [("rxe_a", policy), ("rxe_b", policy)];
+    let (_, mut group) = start_alone(large(), &large_order(), &on).await;
+    serve(&mut group);
+    for id in 0..2 {
+        group.enter(id, 1).await;
+    }
+    group
+}
+
 /// Two planes, the first on rxe_a, the second on rxe_b.
 async fn start(dataset: &Dataset, order: &Order, policies: [TransportPolicy; 2]) -> Group {
     let on = [("rxe_a", policies[0]), ("rxe_b", policies[1])];

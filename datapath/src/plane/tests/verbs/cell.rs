@@ -98,7 +98,7 @@ impl fmt::Display for Figures {
 
 /// QUIC's rate where there is nothing else.
 async fn baseline() -> f64 {
-    let group = start(large(), &large_order(), [TransportPolicy::Quic; 2]).await;
+    let group = start_served(TransportPolicy::Quic).await;
     let fed = Fed::begin(group, large()).await;
     fed.warm().await;
     let rate = fed.rate(BASELINE_WINDOW, |counters| counters.quic_in_bytes).await;
@@ -125,7 +125,7 @@ impl Cell {
     /// Breaks it and mends it again: every batch is what it should be, and the lane comes back. No figures where it stayed.
     pub(super) async fn run(self) -> Option<Figures> {
         let before = if self.is_compared { Some(baseline().await) } else { None };
-        let group = start(large(), &large_order(), [TransportPolicy::PreferRdma; 2]).await;
+        let group = start_served(TransportPolicy::PreferRdma).await;
         let fed = Fed::begin(group, large()).await;
         fed.ready().await;
         let window = if self.is_compared || self.may_stay { BASELINE_WINDOW } else { SHORT_WINDOW };

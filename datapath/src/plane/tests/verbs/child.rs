@@ -18,8 +18,8 @@ const MARK: &str = "SAYS ";
 /// A user without rights.
 const USER: u32 = 1000;
 
-/// A peer as it is told to another process.
-type Told = (u32, SocketAddr, String, [u8; 32]);
+/// A peer as it is told to another process; at last, whether it is a server.
+type Told = (u32, SocketAddr, String, [u8; 32], bool);
 
 /// This process's role, if it has one.
 pub(super) fn role() -> Option<String> {
@@ -94,7 +94,10 @@ impl Child {
 
     /// Tells it who all peers are, itself among them; returns when it has entered fence 1.
     pub(super) fn enter(&mut self, me: u32, peers: &[Peer]) {
-        let told = |peer: &Peer| (peer.id.0, peer.addr, peer.server_name.clone(), peer.fingerprint);
+        let told = |peer: &Peer| {
+            let is_server = peer.role == Role::Server;
+            (peer.id.0, peer.addr, peer.server_name.clone(), peer.fingerprint, is_server)
+        };
         self.tell(&(me, peers.iter().map(told).collect::<Vec<Told>>()));
         self.hear::<()>();
     }
@@ -149,12 +152,12 @@ pub(super) async fn plane(dataset: &Dataset, order: &Order, device: &str) -> Gro
     let plane = Plane::start_on(config, Some(device)).await.unwrap();
     say(&plane.local_addr());
     let (me, told): (u32, Vec<Told>) = told().unwrap();
-    let peer = |(id, addr, server_name, fingerprint): Told| Peer {
+    let peer = |(id, addr, server_name, fingerprint, is_server): Told| Peer {
         id: PeerId(id),
         addr,
         server_name,
         fingerprint,
-        role: Role::Worker,
+        role: if is_server { Role::Server } else { Role::Worker },
     };
     let peers: Vec<Peer> = told.into_iter().map(peer).collect();
     let membership = Membership { fence: 1, me: PeerId(me), peers: peers.clone(), roster: 0 };

@@ -19,18 +19,19 @@ const MEANWHILE: Duration = Duration::from_secs(1);
 /// A removal has ended so soon after nobody has the device open any more.
 const REMOVED_MAX: Duration = Duration::from_secs(5);
 
-async fn removed_and_added(device: &str) {
-    let group = start(large(), &large_order(), [TransportPolicy::PreferRdma; 2]).await;
+/// Takes something away by a command of the system's, which waits for the planes; then a device of that name is gone, and comes again.
+async fn removed_and_added(device: &str, command: &str, reasons: &[&str]) {
+    let group = start_served(TransportPolicy::PreferRdma).await;
     let fed = Fed::begin(group, large()).await;
     fed.ready().await;
     let before = fed.asker().counters();
     let mended = Mended;
-    let mut removal =
-        Command::new("rdma").args(["link", "del", device]).stdin(Stdio::null()).spawn().unwrap();
+    let mut words = command.split_whitespace();
+    let mut removal = Command::new(words.next().unwrap()).args(words).stdin(Stdio::null()).spawn().unwrap();
     sleep(MEANWHILE).await;
     let has_waited = removal.try_wait().unwrap().is_none();
     let (longest, counters) = (fed.longest_gap(), fed.asker().counters());
-    let (batches, reasons) = (fed.end().await, Warnings::reasons());
+    let (batches, told) = (fed.end().await, Warnings::reasons());
     let closed = Instant::now();
     let status = loop {
         if let Some(status) = removal.try_wait().unwrap() {
@@ -43,30 +44,38 @@ async fn removed_and_added(device: &str) {
     assert!(status.success() && !Path::new("/sys/class/infiniband").join(device).exists());
     // Puts the device back.
     drop(mended);
-    let group = start(large(), &large_order(), [TransportPolicy::RequireRdma; 2]).await;
+    let group = start_served(TransportPolicy::RequireRdma).await;
     let fed = Fed::begin(group, large()).await;
     fed.ready().await;
     fed.end().await;
     println!(
-        "cell device_removed_{device}: the removal waited for its users: {has_waited}; longest gap meanwhile {:.2} s, {} bytes by QUIC, {batches} batches, gone {:.2} s after the planes had closed, and used again after it was added, reasons {reasons:?}",
+        "cell removed ({command}): it waited for the planes: {has_waited}; longest gap meanwhile {:.2} s, {} bytes by QUIC, {batches} batches, gone {:.2} s after the planes had closed, and used again after it was added, reasons {told:?}",
         longest.as_secs_f64(),
         counters.quic_in_bytes - before.quic_in_bytes,
         took.as_secs_f64()
     );
-    let are_known = reasons.iter().all(|reason| ["device_fatal", "no_device"].contains(&reason.as_str()));
-    assert!(are_known, "{reasons:?}");
+    assert!(told.iter().all(|reason| reasons.contains(&reason.as_str())), "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_owners_device_is_taken_away() {
     if has_devices() {
-        removed_and_added("rxe_b").await;
+        removed_and_added("rxe_b", "rdma link del rxe_b", &["device_fatal", "no_device"]).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_askers_device_is_taken_away() {
     if has_devices() {
-        removed_and_added("rxe_a").await;
+        removed_and_added("rxe_a", "rdma link del rxe_a", &["device_fatal", "no_device"]).await;
+    }
+}
+
+/// As a virtual function that is taken back: its link goes first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_interface_of_the_askers_device_is_taken_away() {
+    if has_devices() {
+        let reasons = ["port_down", "gid_missing", "device_fatal", "no_device"];
+        removed_and_added("rxe_a", "ip link del va", &reasons).await;
     }
 }

@@ -36,20 +36,15 @@ pub(super) fn lift_va() {
     ]);
 }
 
-/// Gives va the address 10.9.0.3 instead of 10.9.0.1. Nobody has a way to it yet.
+/// Gives va the address 10.9.0.3 instead of 10.9.0.1, with the ways from and to it.
 pub(super) fn move_va() {
-    ip(&["addr add 10.9.0.3/32 dev va".to_owned(), "addr del 10.9.0.1/32 dev va".to_owned()]);
-}
-
-/// Makes the ways from and to va's other address.
-pub(super) fn reach_moved_va() {
     ip(&[
-        "route replace 10.9.0.2/32 dev va table 101".to_owned(),
+        "addr add 10.9.0.3/32 dev va".to_owned(),
         "rule add pref 23 from 10.9.0.3 to 10.9.0.2 lookup 101".to_owned(),
         "route replace 10.9.0.3/32 dev vb table 102".to_owned(),
         "rule add pref 24 from 10.9.0.2 to 10.9.0.3 lookup 102".to_owned(),
-        format!("neigh replace 10.9.0.2 lladdr {} dev va nud permanent", hardware_address("vb")),
         format!("neigh replace 10.9.0.3 lladdr {} dev vb nud permanent", hardware_address("va")),
+        "addr del 10.9.0.1/32 dev va".to_owned(),
     ]);
 }
 

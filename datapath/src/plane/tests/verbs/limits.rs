@@ -78,6 +78,7 @@ async fn an_owner_that_may_lock_no_more_is_asked_over_quic() {
     let (authority, mut group) =
         start_alone(large(), &large_order(), &[("rxe_a", TransportPolicy::PreferRdma)]).await;
     group.peers.push(owner.meet(1, &authority));
+    serve(&mut group);
     owner.enter(1, &group.peers);
     group.enter(0, 1).await;
     let fed = Fed::begin(group, large()).await;
@@ -91,5 +92,7 @@ async fn an_owner_that_may_lock_no_more_is_asked_over_quic() {
         owned.rdma_lent_bytes, asked.rdma_in_bytes, asked.quic_in_bytes
     );
     assert!(owned.rdma_lent_bytes > 0, "the pool is no hindrance");
-    assert!(reasons.iter().all(|reason| reason == "memlock") && !reasons.is_empty(), "{reasons:?}");
+    // While some of its chunks come and others do not, it may also be found too slow.
+    let are_known = reasons.iter().all(|reason| ["memlock", "lossy"].contains(&reason.as_str()));
+    assert!(are_known && reasons.iter().any(|reason| reason == "memlock"), "{reasons:?}");
 }

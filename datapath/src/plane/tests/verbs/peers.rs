@@ -25,6 +25,7 @@ async fn three(test: &str) -> (Fed, Child) {
     )
     .await;
     group.peers.push(child.meet(2, &authority));
+    serve(&mut group);
     child.enter(2, &group.peers);
     for id in 0..2 {
         group.enter(id, 1).await;

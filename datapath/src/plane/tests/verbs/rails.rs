@@ -13,7 +13,8 @@ const BOTH: [(&str, TransportPolicy); 2] =
 /// Planes with two rails each, of which the first feeds a trainer.
 async fn begin() -> Fed {
     second_cable();
-    let (_, group) = start_alone(large(), &large_order(), &BOTH).await;
+    let (_, mut group) = start_alone(large(), &large_order(), &BOTH).await;
+    serve(&mut group);
     for id in 0..2 {
         group.enter(id, 1).await;
     }
