@@ -91,7 +91,7 @@ pub async fn submit(
         return detach(&folder, lock).await;
     }
     let setup = Setup::new(&folder, job, uid, Default::default(), prepared)?;
-    controlled(folder, lock, setup, events).await
+    Box::pin(controlled(folder, lock, setup, events)).await
 }
 
 /// All jobs, newest first, without their ranks.
@@ -224,7 +224,7 @@ pub async fn resume(
     }
     let story = state::read_story(&folder)?;
     let setup = Setup::new(&folder, job, uid_of(&story)?, story.memory(), prepared)?;
-    controlled(folder, lock, setup, events).await
+    Box::pin(controlled(folder, lock, setup, events)).await
 }
 
 /// Controls the job in `folder` to its end: the body of the hidden command `job-controller`.
@@ -240,7 +240,7 @@ pub async fn control(folder: &Path) -> Result<JobStatus, Failure> {
     let setup = Setup::new(&folder, job, uid_of(&story)?, story.memory(), prepared)?;
     let (events, mut unheard) = mpsc::channel(PROGRESS_QUEUE_EVENTS);
     tokio::spawn(async move { while unheard.recv().await.is_some() {} });
-    controlled(folder, lock, setup, events).await
+    Box::pin(controlled(folder, lock, setup, events)).await
 }
 
 /// Writes a new job down and returns its uid.

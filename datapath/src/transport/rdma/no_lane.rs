@@ -49,7 +49,7 @@ impl Rails {
 pub(crate) enum Answering {}
 
 impl Answering {
-    #[expect(clippy::unused_async, reason = "as the lane that is there")]
+    #[expect(clippy::unused_async, clippy::needless_pass_by_ref_mut, reason = "as the lane that is there")]
     pub(crate) async fn replaced(&mut self) {
         match *self {}
     }
