@@ -129,7 +129,7 @@ async fn a_link_that_flaps_is_left_alone_until_it_stays_up() {
     }
     let first = timeout(Duration::ZERO, first).await.expect("QUIC has brought something").unwrap();
     let alone = timeout(BACK_MAX, fed.settled()).await.expect("the lane is used again");
-    let (longest, batches, reasons) = (gaps.iter().max().unwrap(), fed.end().await, Warnings::reasons());
+    let (longest, reasons, batches) = (gaps.iter().max().unwrap(), Warnings::reasons(), fed.end().await);
     drop(mended);
     let first = seconds(down, first);
     println!(
@@ -165,7 +165,7 @@ async fn follow(name: &str, change: fn(), undo: Option<fn()>) -> Vec<String> {
         fed.grown(20, |counters| counters.rdma_in_bytes).await;
         assert_eq!(fed.asker().counters().quic_in_bytes, before.quic_in_bytes, "{name}: nobody is disturbed");
     }
-    let (batches, reasons) = (fed.end().await, Warnings::reasons());
+    let (reasons, batches) = (Warnings::reasons(), fed.end().await);
     drop(mended);
     let first = seconds(broken, first);
     println!(
