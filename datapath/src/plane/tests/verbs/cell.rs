@@ -149,9 +149,10 @@ impl Cell {
         let longest_gap = fed.longest_gap();
         let alone = timeout(self.back_max, fed.settled()).await;
         let alone = alone.unwrap_or_else(|_| panic!("{}: not alone: {:?}", self.name, Warnings::reasons()));
+        // Before the end, which cuts off what is under way.
+        let reasons = Warnings::reasons();
         let batches = fed.end().await;
         drop(mended);
-        let reasons = Warnings::reasons();
         let baseline = match before {
             Some(before) => Some(f64::midpoint(before, baseline().await)),
             None => None,

@@ -31,7 +31,7 @@ async fn removed_and_added(device: &str, command: &str, reasons: &[&str]) {
     sleep(MEANWHILE).await;
     let has_waited = removal.try_wait().unwrap().is_none();
     let (longest, counters) = (fed.longest_gap(), fed.asker().counters());
-    let (batches, told) = (fed.end().await, Warnings::reasons());
+    let (told, batches) = (Warnings::reasons(), fed.end().await);
     let closed = Instant::now();
     let status = loop {
         if let Some(status) = removal.try_wait().unwrap() {

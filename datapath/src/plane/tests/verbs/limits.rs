@@ -85,7 +85,7 @@ async fn an_owner_that_may_lock_no_more_is_asked_over_quic() {
     fed.grown(20, |counters| counters.quic_in_bytes).await;
     fed.warm().await;
     let (asked, owned) = (fed.asker().counters(), owner.counters());
-    let (batches, reasons) = (fed.end().await, Warnings::reasons());
+    let (reasons, batches) = (Warnings::reasons(), fed.end().await);
     owner.end();
     println!(
         "cell memlock_owner: {} bytes lent, {} read by RDMA and {} by QUIC, {batches} batches, reasons {reasons:?}",

@@ -60,7 +60,7 @@ async fn an_owner_that_is_killed_costs_one_bounded_wait() {
     let (longest, rate) = silence(&fed).await;
     fed.grown(20, |counters| counters.rdma_in_bytes).await;
     let after = fed.asker().counters();
-    let (batches, reasons) = (fed.end().await, Warnings::reasons());
+    let (reasons, batches) = (Warnings::reasons(), fed.end().await);
     println!(
         "cell peer_killed: command {:.0} ms, longest gap {:.2} s, {:.1} MB/s afterwards from the others, {} bytes by QUIC, {batches} batches, reasons {reasons:?}",
         seconds(begun, killed) * 1e3,
@@ -98,7 +98,7 @@ async fn an_owner_that_is_stopped_is_gone_around_and_used_again() {
     let again = goes_on.elapsed();
     let after = fed.longest_gap();
     let counters = fed.asker().counters();
-    let (batches, reasons) = (fed.end().await, Warnings::reasons());
+    let (reasons, batches) = (Warnings::reasons(), fed.end().await);
     println!(
         "cell peer_stopped: command {:.0} ms, longest gap {:.2} s, {:.1} MB/s meanwhile from the others, used again after {:.2} s (longest gap {:.2} s), {} bytes by QUIC, {batches} batches, reasons {reasons:?}",
         seconds(begun, stopped) * 1e3,
