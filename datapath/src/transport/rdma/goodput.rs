@@ -159,6 +159,12 @@ impl Goodput {
         !loses && !crawls
     }
 
+    /// When something last came through.
+    #[must_use]
+    pub const fn last_end(&self) -> Option<Duration> {
+        self.last_end
+    }
+
     /// What a silence means of something that was under way since `begun`: not that the peer is dead, if chains came through long
     /// after that, or packets were lost before.
     #[must_use]

@@ -69,7 +69,7 @@ impl Probe {
             if lent.is_old() {
                 return Ok(None);
             }
-            match self.read(&pair, lent.lease, read).await {
+            match self.read(way, &pair, lent.lease, read).await {
                 Ok(more) => bytes += more,
                 Err(reason) => {
                     drop(pair.pair.fail());
@@ -93,7 +93,7 @@ impl Probe {
     }
 
     /// One piece of the chunk, as far as it goes.
-    async fn read(&self, pair: &Pair, lease: Lease, number: u32) -> Result<u64, Reason> {
+    async fn read(&self, way: &Way, pair: &Pair, lease: Lease, number: u32) -> Result<u64, Reason> {
         let whole = usize::try_from(lease.len).unwrap_or(usize::MAX);
         let len = whole.min(PIECE_BYTES).min(pair.message_bytes_max());
         if len == 0 {
@@ -102,7 +102,7 @@ impl Probe {
         let places = (whole - len) / PIECE_BYTES + 1;
         let at = usize::try_from(number).unwrap_or(0) % places * PIECE_BYTES;
         let from = Remote { address: lease.address, key: lease.key }.plus(u64::try_from(at).unwrap_or(0));
-        let owner = pair.room().await.map_err(Stop::reason)?;
+        let owner = pair.room(way).await.map_err(Stop::reason)?;
         let mut chain = Chain::new(&pair.adapter.memory, owner);
         chain.read(0, len, from).map_err(|_| Reason::Misuse)?;
         let bytes = u64::try_from(len).unwrap_or(0);

@@ -1,6 +1,7 @@
 //! One request's reads over one rail: chunks are borrowed, their ranges read into pieces, and copied from there into the slot.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -129,7 +130,7 @@ impl<'a, 'b> Transfer<'a, 'b> {
             }
             let owner = if self.flying.is_empty() {
                 // Waits only with nothing in its hands, so that nobody waits in a circle.
-                self.pair.room().await?
+                self.pair.room(self.way).await?
             } else {
                 let Some(owner) = self.pair.try_room() else { return Ok(()) };
                 owner
@@ -204,14 +205,18 @@ impl Pair {
         usize::try_from(self.path.message_bytes_max).unwrap_or(usize::MAX)
     }
 
-    /// A piece of the pool, and a place among the chains, when there are both.
-    pub(super) async fn room(&self) -> Result<Owner, Stop> {
+    /// A piece of the pool, and a place among the chains, when there are both. Waits as long as others' chains come through.
+    pub(super) async fn room(&self, way: &Way) -> Result<Owner, Stop> {
         let flights = Arc::clone(&self.flights);
-        let room = async { (flights.acquire_owned().await, self.adapter.pool.take().await) };
-        match timeout(TRANSFER_MAX, room).await {
-            Ok((Ok(permit), piece)) => Ok((piece, permit)),
-            // All are with devices that do not give them back in time.
-            _ => Err(Stop::Lane(Reason::Refused)),
+        let mut room = pin!(async { (flights.acquire_owned().await, self.adapter.pool.take().await) });
+        loop {
+            let before = way.goodput().last_end();
+            match timeout(TRANSFER_MAX, &mut room).await {
+                Ok((Ok(permit), piece)) => return Ok((piece, permit)),
+                Err(_) if way.goodput().last_end() > before => {}
+                // All are with devices that do not give them back in time.
+                _ => return Err(Stop::Lane(Reason::PeerDead)),
+            }
         }
     }
 
