@@ -123,7 +123,7 @@ fn look_at_the_workers(user: &User, id: &str) {
         let (process, _) = process.unwrap_or_else(|| panic!("no worker stays on {cpus}: {processes:?}"));
         let log = user.state().join("jobs").join(id).join(format!("logs/worker-{worker}.log"));
         let log = fs::read_to_string(log).unwrap();
-        assert!(log.contains(&format!("uses RDMA device=\"{device}\"")), "{log}");
+        assert!(log.contains(&format!("uses RDMA devices=\"{device}\"")), "{log}");
         let maps = fs::read_to_string(process.join("numa_maps")).unwrap();
         let nodes: BTreeSet<&str> = maps
             .lines()

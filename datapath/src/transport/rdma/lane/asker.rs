@@ -9,7 +9,7 @@ use quinn::Connection;
 use tokio::task::JoinSet;
 
 use super::Rails;
-use super::pair::{Pair, Place, Stop, is_lent_still};
+use super::pair::{Pair, Place, Stop, is_lent_still, is_silent};
 use super::probe::Probe;
 use super::transfer::Transfer;
 use crate::session::Failure;
@@ -176,8 +176,6 @@ impl Way {
             Ok(pair) => Transfer::new(self, pair, connection, asking).run(parts, &mut outcomes).await,
             Err(stop) => Err(stop.clone()),
         };
-        // A chunk that its store does not deliver is no failure of the lane.
-        let is_lost = !matches!(result, Ok(()) | Err(Stop::Connection(_)));
         let instead = match result {
             Ok(()) => None,
             Err(Stop::Connection(failure)) => Some(failure),
@@ -190,13 +188,20 @@ impl Way {
                     let (word, hint) = (reason.word(), reason.hint());
                     tracing::warn!(%peer, device, reason = word, side, hint, "an RDMA lane failed");
                 }
-                (reason.class() == Class::Fatal).then_some(Failure::Lane { reason })
+                if let Ok(pair) = &pair {
+                    // What others have under way by it would only fail later; it comes back at once. Said before: they are only flushed.
+                    drop(pair.pair.fail());
+                }
+                match reason {
+                    // Then the other lane would wait in vain.
+                    Reason::PeerDead if is_silent(connection).await => Some(Failure::Gone),
+                    reason => (reason.class() == Class::Fatal).then_some(Failure::Lane { reason }),
+                }
             }
         };
         if let Ok(pair) = &pair
-            && (is_lost || connection.close_reason().is_some())
+            && connection.close_reason().is_some()
         {
-            // What others have under way by it would only fail later; it comes back at once. Said before: they are only flushed.
             drop(pair.pair.fail());
         }
         if let Some(failure) = instead {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::{Mutex, Semaphore};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::adapter::Adapter;
 use super::{ASKING, FLIGHTS_MAX, Rails};
@@ -29,6 +29,11 @@ const LEASE_TRUST: Duration = Duration::from_secs(5);
 
 /// An owner that is alive answers within this time.
 const LIFE_MAX: Duration = Duration::from_secs(2);
+/// A peer that lives acknowledges what is sent to it within this time: far more than a round trip, and well before the connection is
+/// given up by itself.
+const SILENCE: Duration = Duration::from_millis(500);
+/// How often its sign of life is looked for.
+const GLANCE: Duration = Duration::from_millis(5);
 /// How long after its consequences the device tells what has happened to it: its port goes down in several steps.
 const TELLING_MAX: Duration = Duration::from_millis(20);
 
@@ -236,6 +241,22 @@ async fn ask(connection: &Connection, frame: &Frame) -> Result<(Frame, (SendStre
 pub(super) async fn is_lent_still(connection: &Connection, ask: Ask, lease: Lease) -> bool {
     let again = timeout(LIFE_MAX, borrow(connection.clone(), ask)).await;
     matches!(again, Ok(Ok(lent)) if lent.lease == lease)
+}
+
+/// Whether nothing at all comes from the peer, though something is sent to it: then it is dead, and not only its device.
+pub(super) async fn is_silent(connection: &Connection) -> bool {
+    let heard = || connection.stats().udp_rx.datagrams;
+    let before = heard();
+    let sign_of_life = async {
+        // It has no answer to that; but whoever lives acknowledges it.
+        let Ok((mut send, _receive)) = connection.open_bi().await else { return };
+        let Ok(ping) = wire::encode(&Frame::Ping) else { return };
+        drop(send.write_all(&ping).await);
+        while heard() == before {
+            sleep(GLANCE).await;
+        }
+    };
+    timeout(SILENCE, sign_of_life).await.is_err()
 }
 
 /// Asks for a chunk.
