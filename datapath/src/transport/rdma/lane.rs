@@ -7,7 +7,7 @@
 //! ASK(chunk)                ---------->  takes it from its cache, registers it   one stream, as long as the lease
 //!                           <----------  LEASE(address, key), and holds it
 //! reads what it wants into pieces of its pool, copies from there into the slot, checks it there
-//! end of the stream         ---------->  lets go
+//! end of the stream         ---------->  lets go                                 when no later batch needs the chunk, or after some seconds
 //! ```
 //! **No device ever writes to a slot.** Slots are sparse, and registered memory is all there; so bytes are read into a small pool,
 //! and a slot is written by this process only, with the copy that checks them. A read that is in doubt may still write to its piece:
@@ -19,12 +19,13 @@
 //! A failure of the lane is no failure of a batch: what had not come is asked for over QUIC in the same request. What only a wrong
 //! program can cause is told instead.
 //!
-//! Reading order: `adapter` is a device, `pair` what it is to one peer, `owner` lends, `transfer` reads, `probe` finds out whether a
-//! rail is back, `asker` decides which rail brings what.
+//! Reading order: `adapter` is a device, `pair` what it is to one peer, `leases` what that has lent, `owner` lends, `transfer` reads,
+//! `probe` finds out whether a rail is back, `asker` decides which rail brings what.
 
 mod adapter;
 mod asker;
 mod cut;
+mod leases;
 mod owner;
 mod pair;
 mod probe;

@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::adapter::Adapter;
+use super::leases::Leases;
 use super::{ASKING, FLIGHTS_MAX, Rails};
 use crate::session::Failure;
 use crate::transport::quic::client::{cut_off, lost, refused};
@@ -26,6 +27,8 @@ const BRING_UP_MAX: Duration = Duration::from_secs(2);
 /// A lease that was asked for so long ago is not begun to be used, and not believed in: half of what the owner grants is for clocks
 /// that stand still, as those of a stopped process do.
 const LEASE_TRUST: Duration = Duration::from_secs(5);
+/// And not used for another part: that must have been read before the lease is old.
+const LEASE_FRESH: Duration = Duration::from_secs(3);
 
 /// An owner that is alive answers within this time.
 const LIFE_MAX: Duration = Duration::from_secs(2);
@@ -68,6 +71,8 @@ pub(super) struct Pair {
     pub(super) troubles: u64,
     /// As many as chains may be under way.
     pub(super) flights: Arc<Semaphore>,
+    /// What the owner has lent to be read by it.
+    pub(super) leases: Leases<Arc<Lent>>,
     /// The connection that it was agreed on over.
     connection: usize,
     _stream: (SendStream, RecvStream),
@@ -111,6 +116,11 @@ impl From<VerbsError> for Stop {
 impl Lent {
     pub(super) fn is_old(&self) -> bool {
         self.asked.elapsed() > LEASE_TRUST
+    }
+
+    /// Whether a part can be begun with it that is to be read to its end.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.asked.elapsed() < LEASE_FRESH
     }
 }
 
@@ -208,6 +218,7 @@ async fn bring_up(rails: &Rails, rail: usize, wanted: u8, connection: &Connectio
         rail: wanted,
         troubles,
         flights: Arc::new(Semaphore::new(FLIGHTS_MAX)),
+        leases: Leases::default(),
         connection: connection.stable_id(),
         _stream: stream,
     })

@@ -82,11 +82,17 @@ impl<'a, 'b> Transfer<'a, 'b> {
         let before = self.pair.troubles;
         let mut leases = JoinSet::new();
         let (mut asked, mut ready) = (0, VecDeque::new());
+        self.pair.leases.pass(self.asking.step);
         loop {
             while asked < parts.len() && leases.len() + ready.len() < ASKS_AHEAD {
-                let (index, connection, ask) = (asked, self.connection.clone(), self.ask(parts[asked]));
-                leases.spawn(async move { (index, borrow(connection, ask).await) });
+                let (index, ask) = (asked, self.ask(parts[asked]));
                 asked += 1;
+                if let Some(lent) = self.pair.leases.get(ask.chunk, |lent| lent.is_fresh()) {
+                    ready.extend(begin(index, lent, parts[index], &mut outcomes[index]));
+                } else {
+                    let connection = self.connection.clone();
+                    leases.spawn(async move { (index, borrow(connection, ask).await) });
+                }
             }
             self.launch(&mut ready).await?;
             if self.flying.is_empty() && leases.is_empty() {
@@ -104,7 +110,11 @@ impl<'a, 'b> Transfer<'a, 'b> {
                 Some(joined) = leases.join_next(), if !leases.is_empty() => {
                     let Ok((index, lent)) = joined else { return Err(Stop::Connection(Failure::Gone)) };
                     match lent {
-                        Ok(lent) => ready.extend(begin(index, lent, parts[index], &mut outcomes[index])),
+                        Ok(lent) => {
+                            let lent = Arc::new(lent);
+                            self.pair.leases.keep(lent.ask.chunk, lent.ask.until, Arc::clone(&lent));
+                            ready.extend(begin(index, lent, parts[index], &mut outcomes[index]));
+                        }
                         Err(NotLent::Refused(failure)) => outcomes[index] = Some(Err(failure)),
                         Err(NotLent::Stop(stop)) => return Err(stop),
                     }
@@ -180,7 +190,10 @@ impl<'a, 'b> Transfer<'a, 'b> {
                 Ok(()) => Some(Ok(())),
                 // Its owner may have read something else into that memory.
                 Err(_) if flight.lent.is_old() => None,
-                Err(sample) => Some(Err(Failure::Corrupt { sample: Some(sample.0) })),
+                Err(sample) => {
+                    self.pair.leases.forget(flight.lent.ask.chunk);
+                    Some(Err(Failure::Corrupt { sample: Some(sample.0) }))
+                }
             };
         }
         slow
@@ -281,7 +294,12 @@ impl Drop for UnderWay<'_> {
 }
 
 /// A part whose chunk is lent; none when nothing of it is to be read.
-fn begin(index: usize, lent: Lent, part: &mut Part<'_>, outcome: &mut Option<Outcome>) -> Option<Cutting> {
+fn begin(
+    index: usize,
+    lent: Arc<Lent>,
+    part: &mut Part<'_>,
+    outcome: &mut Option<Outcome>,
+) -> Option<Cutting> {
     let runs = Runs::new(part.ranges());
     part.restart();
     if runs.end() > lent.lease.len.into() {
@@ -293,5 +311,5 @@ fn begin(index: usize, lent: Lent, part: &mut Part<'_>, outcome: &mut Option<Out
         *outcome = Some(part.verdict().map_err(|sample| Failure::Corrupt { sample: Some(sample.0) }));
         return None;
     }
-    Some(Cutting { part: index, runs, lent: Arc::new(lent) })
+    Some(Cutting { part: index, runs, lent })
 }
