@@ -286,8 +286,7 @@ pub fn refuse_what_this_build_lacks(job: &Job) -> Result<(), Failure> {
 /// # Errors
 /// When it asks for any of that.
 pub fn refuse_what_this_host_lacks(job: &Job) -> Result<(), Failure> {
-    let mut lacks = lacks(job);
-    lacks.extend(lacks_here(job));
+    let mut lacks: Vec<_> = lacks_here(job).into_iter().chain(lacks(job)).collect();
     if job.queue.is_some() {
         lacks.push(("spec.queue", "no queue with --on local"));
     }
