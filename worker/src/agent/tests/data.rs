@@ -223,19 +223,23 @@ async fn a_data_server_runs_nothing_and_reads_what_others_will_need() {
     };
     rig.peer.say(&ToWorker::Gather { generation }).await;
     assert_eq!(rig.hear().await, ToLauncher::Ready { generation, faults: Vec::new() });
-    let server = Assignment { ranks: Vec::new(), serves_store: false, peers: vec![me], ..assignment(1) };
+    let peers = vec![me];
+    let server = Assignment { ranks: Vec::new(), serves_store: false, peers: peers.clone(), ..assignment(1) };
     rig.peer.say(&ToWorker::Assign(server)).await;
     rig.peer.say(&ToWorker::Start { generation, master: rig.launcher.local_addr().unwrap() }).await;
     assert_eq!(rig.hear().await, ToLauncher::Started { generation, pids: BTreeMap::new() });
-    rig.peer.say(&ToWorker::Peers { generation, roster: 2, peers: Vec::new() }).await;
-    loop {
-        // The whole of the data set fits, and all of its chunks are this server's.
-        if let ToLauncher::Heartbeat { counters, roster: 2, .. } = rig.peer.hear().await
-            && counters.store_bytes == u64::from(SAMPLES) * 16
-        {
-            break;
+    rig.peer.say(&ToWorker::Peers { generation, roster: 2, peers }).await;
+    let all_is_read = async {
+        loop {
+            // The whole of the data set fits, and all of its chunks are this server's.
+            if let ToLauncher::Heartbeat { counters, roster: 2, .. } = rig.peer.hear().await
+                && counters.store_bytes == u64::from(SAMPLES) * 16
+            {
+                break;
+            }
         }
-    }
+    };
+    timeout(PATIENCE, all_is_read).await.expect("a server reads ahead what is its own");
     rig.peer.say(&ToWorker::Finish).await;
     assert_eq!(rig.outcome().await, Outcome::Finished);
 }
