@@ -30,10 +30,10 @@ pub fn found() -> Result<Vec<Found>, super::VerbsError> {
     Ok(found)
 }
 
-/// As [`found`], with the error in a word and in many.
+/// All devices of this host, with what keeps them from being used; the error in a word and in many.
 ///
 /// # Errors
-/// As for [`found`].
+/// Why none of them can be used by this program here.
 pub fn devices() -> Result<Vec<Found>, (Reason, String)> {
     #[cfg(feature = "rdma")]
     return found().map_err(told);

@@ -11,7 +11,7 @@
 //! ```
 //! **No device ever writes to a slot.** Slots are sparse, and registered memory is all there; so bytes are read into a small pool,
 //! and a slot is written by this process only, with the copy that checks them. A read that is in doubt may still write to its piece:
-//! that stays with the request until the device is done with it ([`PiecePool`]). So a late answer lands in memory that nobody uses.
+//! that stays with the request until the device is done with it ([`PiecePool`](crate::memory::pool::PiecePool)). So a late answer lands in memory that nobody uses.
 //!
 //! A host may have several devices: they are its rails. Each rail has its queue pairs, its pool and its failures, and the parts of a
 //! request are spread over those that work. What a rail of the asking side meets at the owner is the rail of the same number.
