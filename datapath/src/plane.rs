@@ -201,17 +201,6 @@ impl Plane {
     /// # Errors
     /// When the identity or the address is unusable, or the transport policy cannot be kept.
     pub async fn start(config: PlaneConfig) -> Result<Self, PlaneError> {
-        Self::start_on(config, None).await
-    }
-
-    /// As [`Plane::start`], with the RDMA devices of those names, parted by commas, and no others.
-    ///
-    /// # Errors
-    /// As for [`Plane::start`].
-    pub async fn start_on(mut config: PlaneConfig, devices: Option<&str>) -> Result<Self, PlaneError> {
-        if let Some(names) = devices {
-            config.devices.names = Some(names.split(',').map(|name| name.trim().to_owned()).collect());
-        }
         let rails = rails(config.transport, &config.devices)?;
         let lane = Arc::new(QuicLane::open(&config.identity, config.bind, config.congestion)?);
         let counters = Arc::new(Counting::default());

@@ -54,7 +54,8 @@ async fn start_alone(dataset: &Dataset, order: &Order, on: &[(&str, TransportPol
         let server_name = format!("worker-{id}");
         let identity = authority.identity(&server_name);
         let fingerprint = fingerprint(&identity.cert_der);
-        let plane = Plane::start_on(config(identity, dataset, order, policy), Some(device)).await.unwrap();
+        let plane =
+            Plane::start(with_devices(device, config(identity, dataset, order, policy))).await.unwrap();
         let (id, addr) = (PeerId(id), plane.local_addr());
         peers.push(Peer { id, addr, server_name, fingerprint, role: Role::Worker });
         planes.push(plane);
@@ -87,6 +88,12 @@ async fn start(dataset: &Dataset, order: &Order, policies: [TransportPolicy; 2])
         group.enter(id, 1).await;
     }
     group
+}
+
+/// With these devices, parted by commas, and no others.
+fn with_devices(devices: &str, mut config: PlaneConfig) -> PlaneConfig {
+    config.devices.names = Some(devices.split(',').map(str::to_owned).collect());
+    config
 }
 
 pub(super) fn config(

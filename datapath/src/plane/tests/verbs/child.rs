@@ -149,7 +149,7 @@ pub(super) fn say(words: &impl Serialize) {
 pub(super) async fn plane(dataset: &Dataset, order: &Order, device: &str) -> Group {
     let identity: Identity = told().unwrap();
     let config = config(identity, dataset, order, TransportPolicy::PreferRdma);
-    let plane = Plane::start_on(config, Some(device)).await.unwrap();
+    let plane = Plane::start(with_devices(device, config)).await.unwrap();
     say(&plane.local_addr());
     let (me, told): (u32, Vec<Told>) = told().unwrap();
     let peer = |(id, addr, server_name, fingerprint, is_server): Told| Peer {

@@ -46,7 +46,7 @@ async fn fed_over_quic() {
     let (dataset, order) = (small(), small_order());
     let required =
         config(Authority::new().identity("worker-1"), &dataset, &order, TransportPolicy::RequireRdma);
-    let error = fault::in_full(&Plane::start_on(required, Some("rxe_b")).await.unwrap_err());
+    let error = fault::in_full(&Plane::start(with_devices("rxe_b", required)).await.unwrap_err());
     assert!(error.contains("memlock") && error.contains(Reason::Memlock.hint()), "{error}");
     println!("{error}");
     Warnings::listen();
